@@ -1,0 +1,1 @@
+"""The ground floor: storage, the Ray session, metrics, configuration and logs; imports no floor above."""

@@ -1,0 +1,214 @@
+"""The Ray session, and a bounded queue of work over a pool of actors that survives their deaths."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from infra.config import Config, knob
+from infra.errors import RunError, UserError
+from infra.logs import log
+
+SOURCE_ROOT = Path(__file__).resolve().parent.parent
+
+
+class ClusterConfig(Config):
+    """Where the work runs."""
+
+    address: str | None = knob(
+        None,
+        "Ray cluster to join ('auto', 'HOST:6379' or 'ray://HOST:10001'); without one a local Ray is started",
+    )
+    cpus: int | None = knob(None, "CPU cores the local Ray may use; all by default", ge=1)
+    object_store_bytes: int = knob(
+        256 * 2**20,
+        "memory of the local Ray's object store, in bytes; shards never pass through it",
+        ge=80 * 2**20,
+    )
+    ship_source: bool = knob(
+        False, "send this source tree to the cluster, for nodes whose image does not hold Pairmill"
+    )
+    retries: int = knob(3, "how often a task is tried again after its worker or node died", ge=0)
+
+
+@contextmanager
+def session(config: ClusterConfig) -> Iterator[int]:
+    """Join or start Ray for the length of the block; yields the number of CPU cores it has.
+
+    Inside a process that is connected already (a submitted job, a test) that connection is used and kept.
+
+    Raises:
+        RunError: the cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        yield _cores()
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": True,
+    }
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        options["address"] = address
+        if config.ship_source:
+            options["runtime_env"] = {
+                "working_dir": str(SOURCE_ROOT),
+                "excludes": [".venv", ".git", "tests", "docs"],
+            }
+    else:
+        options |= {
+            "num_cpus": config.cpus or os.cpu_count(),
+            "object_store_memory": config.object_store_bytes,
+            "include_dashboard": False,
+        }
+    try:
+        ray.init(**options)
+    except (ConnectionError, RayError, ValueError) as error:
+        raise RunError(f"Ray cluster {address or '(local)'}: cannot be reached: {error}") from None
+    try:
+        yield _cores()
+    finally:
+        ray.shutdown()
+
+
+def _cores() -> int:
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+TaskT = TypeVar("TaskT")
+
+
+@dataclass
+class Outcome(Generic[TaskT]):
+    """What became of one task: its `value`, or the `error` that it ended with (one line), never both."""
+
+    task: TaskT
+    value: Any = None
+    error: str | None = None
+
+
+@dataclass
+class _Attempt(Generic[TaskT]):
+    task: TaskT
+    left: int
+
+
+@dataclass
+class _Seat(Generic[TaskT]):
+    """One actor of the pool and the attempts it has in hand, oldest first."""
+
+    actor: Any
+    pending: dict[Any, _Attempt[TaskT]] = field(default_factory=dict)
+
+
+def run_bounded(
+    make_actor: Callable[[], Any],
+    tasks: Iterable[TaskT],
+    *,
+    workers: int,
+    retries: int,
+    ahead: int = 1,
+) -> Iterator[Outcome[TaskT]]:
+    """Run every task through `actor.run.remote(task)` on `workers` actors; yield outcomes as they come.
+
+    At most `workers * (1 + ahead)` tasks are handed out at a time, so the driver's memory does not grow with
+    the number of tasks. A task whose actor or node died is tried again, `retries` times, on a new actor. An
+    exception raised by the task itself is its outcome at once; `UserError` and `RunError` keep their words.
+    """
+    waiting = iter(tasks)
+    again: deque[_Attempt[TaskT]] = deque()
+    seats: list[_Seat[TaskT]] = []
+
+    def next_attempt() -> _Attempt[TaskT] | None:
+        if again:
+            return again.popleft()
+        for task in waiting:
+            return _Attempt(task, retries)
+        return None
+
+    def fill(seat: _Seat[TaskT]) -> None:
+        while len(seat.pending) <= ahead:
+            attempt = next_attempt()
+            if attempt is None:
+                return
+            seat.pending[seat.actor.run.remote(attempt.task)] = attempt
+
+    try:
+        for _ in range(workers):
+            attempt = next_attempt()
+            if attempt is None:
+                break
+            again.appendleft(attempt)
+            seat: _Seat[TaskT] = _Seat(make_actor())
+            seats.append(seat)
+            fill(seat)
+        while any(seat.pending for seat in seats):
+            by_ref = {ref: seat for seat in seats for ref in seat.pending}
+            ready, _ = ray.wait(list(by_ref), num_returns=1)
+            for ref in ready:
+                seat = by_ref[ref]
+                if ref not in seat.pending:
+                    continue
+                outcome = _collect(seat, ref, again, make_actor)
+                for other in seats:
+                    fill(other)
+                if outcome is not None:
+                    yield outcome
+    finally:
+        for seat in seats:
+            with contextlib.suppress(RayError):
+                ray.kill(seat.actor)
+
+
+def _collect(
+    seat: _Seat[TaskT], ref: Any, again: deque[_Attempt[TaskT]], make_actor: Callable[[], Any]
+) -> Outcome[TaskT] | None:
+    """Take one finished reference off its seat; None when the actor died and its tasks wait for another."""
+    try:
+        value = ray.get(ref)
+    except RayTaskError as error:
+        return Outcome(seat.pending.pop(ref).task, error=_one_line(error))
+    except RayActorError as error:
+        return _reseat(seat, ref, again, make_actor, error)
+    return Outcome(seat.pending.pop(ref).task, value=value)
+
+
+def _reseat(
+    seat: _Seat[TaskT],
+    ref: Any,
+    again: deque[_Attempt[TaskT]],
+    make_actor: Callable[[], Any],
+    error: RayActorError,
+) -> Outcome[TaskT] | None:
+    attempts = list(seat.pending.values())
+    running = attempts[0]
+    seat.pending.clear()
+    seat.actor = make_actor()
+    lost: Outcome[TaskT] | None = None
+    for attempt in attempts:
+        if attempt is not running:
+            again.append(attempt)
+        elif running.left > 0:
+            log.warning("a worker died at work on %s; trying it again (%d left)", running.task, running.left)
+            again.appendleft(_Attempt(running.task, running.left - 1))
+        else:
+            lost = Outcome(running.task, error=f"its worker died and no try is left: {error}")
+    return lost
+
+
+def _one_line(error: RayTaskError) -> str:
+    cause = error.cause if error.cause is not None else error
+    text = " ".join(str(cause).split())
+    return text if isinstance(cause, UserError | RunError) else f"{type(cause).__name__}: {text[-500:]}"

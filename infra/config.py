@@ -1,0 +1,133 @@
+"""Typed configuration: frozen pydantic models, read from TOML, overridden from the command line, digested."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from infra.errors import UserError
+
+
+class Config(BaseModel):
+    """Base of every configuration model: frozen, and a key nobody declared is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def knob(default: Any, description: str, **constraints: Any) -> Any:
+    """Declare a field that changes how work is done but not what comes out (threads, concurrency, addresses).
+
+    Such fields are left out of `digest`, so a corpus may be continued with other values of them.
+    """
+    return Field(default, description=description, json_schema_extra={"knob": True}, **constraints)
+
+
+def load_toml(path: str | Path, model: type[ConfigT]) -> ConfigT:
+    """Read a TOML file into `model`.
+
+    Raises:
+        UserError: the file is missing, is not TOML, or holds an unknown key or a value out of range;
+            the message names the key and, for an unknown one, the nearest known key.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    return parse(raw, model, source=str(path))
+
+
+def parse(raw: Mapping[str, Any], model: type[ConfigT], *, source: str) -> ConfigT:
+    """Validate a plain mapping as `model`; `source` is named in the error. Raises UserError."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_explain(error, model)}") from None
+
+
+def override(base: ConfigT, given: ConfigT) -> ConfigT:
+    """Lay the fields that were set explicitly on `given` (for example on the command line) over `base`."""
+    merged: dict[str, Any] = {name: getattr(base, name) for name in type(base).model_fields}
+    for name in given.model_fields_set:
+        value, under = getattr(given, name), merged[name]
+        if isinstance(value, Config) and type(value) is type(under):
+            merged[name] = override(under, value)
+        else:
+            merged[name] = value
+    explicit = base.model_fields_set | given.model_fields_set
+    return type(base).model_validate({name: merged[name] for name in explicit})
+
+
+def essence(config: Config) -> dict[str, Any]:
+    """Return the part of `config` that decides what comes out, as JSON values; `knob` fields are left out."""
+    kept: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("knob"):
+            continue
+        value = getattr(config, name)
+        kept[name] = essence(value) if isinstance(value, Config) else _plain(value)
+    return kept
+
+
+def digest(config: Config) -> str:
+    """Return a hex digest (16 characters) of `essence(config)`: equal digests give equal outputs."""
+    return hashlib.sha256(json.dumps(essence(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Name every key on which two essences differ, as `image.size: 256 there, 128 now`."""
+    found: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {before!r} there, {after!r} now")
+    return found
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """Return ` (did you mean 'X'?)` for the known word closest to `word`, or an empty string."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        parent = _model_at(model, [str(part) for part in first["loc"][:-1]])
+        known = list(parent.model_fields) if parent else []
+        return f"unknown key '{where}'{nearest(str(first['loc'][-1]), known)}"
+    return f"'{where}': {first['msg']} (got {first.get('input')!r})"
+
+
+def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
+    current: Any = model
+    for name in path:
+        field = current.model_fields.get(name)
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        ):
+            return None
+        current = field.annotation
+    return current

@@ -1,0 +1,16 @@
+"""The two kinds of failure a command can end with."""
+
+
+class UserError(Exception):
+    """A mistake the user can mend: bad input, bad option, a folder that holds something else.
+
+    The message is one line that names the file, row, key or option and what to do. The command line
+    prints it without a traceback and ends with exit code 2.
+    """
+
+
+class RunError(Exception):
+    """A failure while running that is nobody's typing mistake: a full disk, a dead cluster, a lost rank.
+
+    The message is one line that says what failed, where, and how to go on. Exit code 1.
+    """

@@ -1,0 +1,110 @@
+"""One process at a time on a corpus or a run; the second one says so and leaves."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from infra.errors import UserError
+from infra.storage import Folder
+
+LOCK_NAME = ".lock"
+LEASE_S = 60.0
+"""An object-store lock whose holder has not renewed it for this many seconds belongs to nobody."""
+
+
+@contextmanager
+def exclusive(folder: Folder) -> Iterator[None]:
+    """Hold `folder` for this process while the block runs.
+
+    Locally the operating system's file lock, which a killed process gives back at once. On an object store a
+    lease in an object, renewed while the block runs; a killed holder's lease ends after `LEASE_S`.
+
+    Raises:
+        UserError: another process holds it; the message names that process and host.
+    """
+    if folder.is_local:
+        with _file_lock(folder):
+            yield
+    else:
+        with _lease(folder):
+            yield
+
+
+def _owner() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def _busy(folder: Folder, owner: dict[str, Any], mend: str) -> UserError:
+    who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
+    return UserError(f"{folder.url}: {who} is already working on this folder; {mend}")
+
+
+@contextmanager
+def _file_lock(folder: Folder) -> Iterator[None]:
+    path = Path(folder.path(LOCK_NAME))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            raise _busy(folder, _parsed(stream.read()), "wait for it to end, or stop it") from None
+        _rewrite(stream, json.dumps(_owner()))
+        try:
+            yield
+        finally:
+            _rewrite(stream, "")
+
+
+def _rewrite(stream: IO[str], text: str) -> None:
+    stream.seek(0)
+    stream.truncate()
+    stream.write(text)
+    stream.flush()
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        owner = json.loads(text)
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+@contextmanager
+def _lease(folder: Folder) -> Iterator[None]:
+    holder = _parsed(folder.read(LOCK_NAME).decode()) if folder.exists(LOCK_NAME) else {}
+    if holder and time.time() - holder.get("renewed", 0) < LEASE_S and not _is_gone(holder):
+        raise _busy(folder, holder, f"wait for it to end (a killed one lets go after {LEASE_S:.0f} s)")
+    stop = threading.Event()
+    _renew(folder)
+    renewer = threading.Thread(target=_keep_renewing, args=(folder, stop), daemon=True)
+    renewer.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        renewer.join()
+        folder.delete(LOCK_NAME)
+
+
+def _is_gone(holder: dict[str, Any]) -> bool:
+    return holder.get("host") == socket.gethostname() and not Path(f"/proc/{holder.get('pid')}").exists()
+
+
+def _renew(folder: Folder) -> None:
+    folder.write_json(LOCK_NAME, {**_owner(), "renewed": time.time()})
+
+
+def _keep_renewing(folder: Folder, stop: threading.Event) -> None:
+    while not stop.wait(LEASE_S / 4):
+        _renew(folder)

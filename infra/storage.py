@@ -1,0 +1,209 @@
+"""Folders on any fsspec filesystem, with files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from infra.errors import RunError, UserError
+
+TEMPORARY_PREFIX = ".tmp-"
+"""Start of the name of every file that is still being written on a local disk."""
+
+
+class Folder:
+    """One folder on an fsspec filesystem (`file`, `s3`, `gs`, `hf`, `memory`).
+
+    Every name passed in is relative to the folder and cannot climb out of it. Picklable: only the URL
+    travels, so a Ray worker opens its own connections.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        """Open the folder at `url`; nothing is created. Raises UserError for an unknown protocol."""
+        self.url = os.fspath(url).rstrip("/") or "/"
+        try:
+            self.fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+        except TypeError:
+            self.fs, self._root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"{self.url}: this storage cannot be opened: {error}") from None
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+        if self.is_local:
+            self.url = self._root = str(Path(self._root).absolute())
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(self._address(self.url, name))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Folder, (self.url,))
+
+    def __repr__(self) -> str:
+        return f"Folder({self.url!r})"
+
+    def path(self, name: str) -> str:
+        """Return the full path of `name`, for messages and for readers that open files themselves."""
+        return self._address(self.url, name)
+
+    def exists(self, name: str = "") -> bool:
+        """Tell whether the file or folder `name` (the folder itself by default) is there."""
+        return bool(self.fs.exists(self._inside(name)))
+
+    def size(self, name: str) -> int:
+        """Return the size of a file in bytes. Raises FileNotFoundError."""
+        return int(self.fs.size(self._inside(name)))
+
+    def names(self, suffix: str = "") -> list[str]:
+        """Return the sorted names of the files in the folder that end in `suffix`; [] without a folder."""
+        try:
+            listing = self.fs.ls(self._root, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        files = (PurePosixPath(entry["name"]).name for entry in listing if entry["type"] == "file")
+        return sorted(
+            name for name in files if name.endswith(suffix) and not name.startswith(TEMPORARY_PREFIX)
+        )
+
+    def folders(self) -> list[str]:
+        """Return the sorted names of the folders directly in this one."""
+        try:
+            listing = self.fs.ls(self._root, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(
+            PurePosixPath(entry["name"].rstrip("/")).name for entry in listing if entry["type"] == "directory"
+        )
+
+    def is_empty(self) -> bool:
+        """Tell whether nothing at all lies in the folder (or it does not exist)."""
+        return not self.names() and not self.folders()
+
+    def read(self, name: str) -> bytes:
+        """Return the whole content of a file. Raises FileNotFoundError."""
+        return bytes(self.fs.cat_file(self._inside(name)))
+
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """Return bytes `[start, end)` of a file in one ranged read. Raises FileNotFoundError."""
+        return bytes(self.fs.cat_file(self._inside(name), start=start, end=end))
+
+    def read_json(self, name: str) -> Any:
+        """Return a JSON file's value. Raises FileNotFoundError, and RunError if it is not JSON."""
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise RunError(f"{self.path(name)}: not valid JSON ({error}); the file is damaged") from None
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file for reading (seekable)."""
+        stream: IO[bytes] = self.fs.open(self._inside(name), "rb")
+        return stream
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file atomically: readers see the old content or the new, never a part."""
+        with self.create(name) as stream:
+            stream.write(data)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file atomically, keys in the given order, two-space indent."""
+        self.write(name, (json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n").encode())
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[IO[bytes]]:
+        """Open a file for writing that appears under `name` only when the block ends without an error.
+
+        Locally: a temporary name, fsync, rename. On an object store: one put or a completed multipart
+        upload; an error aborts the upload.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        target = self._inside(name)
+        with full_disk_is_named(self.path(name)):
+            if self.is_local:
+                with self._create_local(target) as stream:
+                    yield stream
+            else:
+                with self._create_remote(target) as stream:
+                    yield stream
+
+    def delete(self, name: str) -> None:
+        """Remove a file; one that is not there is no error."""
+        try:
+            self.fs.rm_file(self._inside(name))
+        except FileNotFoundError:
+            return
+
+    def delete_tree(self) -> None:
+        """Remove the folder and everything below it; one that is not there is no error."""
+        try:
+            self.fs.rm(self._root, recursive=True)
+        except FileNotFoundError:
+            return
+
+    def sweep_temporary(self) -> int:
+        """Remove what interrupted writers left behind in this folder; return how many files went."""
+        if not self.is_local or not Path(self._root).is_dir():
+            return 0
+        left = [path for path in Path(self._root).iterdir() if path.name.startswith(TEMPORARY_PREFIX)]
+        for path in left:
+            path.unlink(missing_ok=True)
+        return len(left)
+
+    @contextmanager
+    def _create_local(self, target: str) -> Iterator[IO[bytes]]:
+        path = Path(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(4)}")
+        try:
+            with temporary.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _create_remote(self, target: str) -> Iterator[IO[bytes]]:
+        stream = self.fs.open(target, "wb")
+        try:
+            yield stream
+        except BaseException:
+            stream.discard()
+            stream.closed = True  # closing would upload the torn part
+            raise
+        stream.close()
+
+    def _inside(self, name: str) -> str:
+        return self._address(self._root, name)
+
+    @staticmethod
+    def _address(root: str, name: str) -> str:
+        if not name:
+            return root
+        parts = PurePosixPath(name).parts
+        if PurePosixPath(name).is_absolute() or ".." in parts or "\x00" in name or "\\" in name:
+            raise UserError(f"{name!r}: a file name may not leave its folder")
+        return f"{root.rstrip('/')}/{'/'.join(parts)}"
+
+
+@contextmanager
+def full_disk_is_named(path: str) -> Iterator[None]:
+    """Turn the operating system's 'no space left' into a RunError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"{path}: the disk is full; free some space and run the same command again, "
+                "what is finished will not be done twice"
+            ) from error
+        raise
