@@ -1,0 +1,1 @@
+"""The corpus format: layout, writer, index, order, stream, repack and verify."""

@@ -1,0 +1,138 @@
+"""Writes one shard: tar and sidecar together, the commit (`_stats.json`) last."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.storage import Folder
+from shards.layout import SIDECAR, STATS_SUFFIX, Status
+from shards.tar import END, header, padded
+
+ROWS_PER_GROUP = 10_000
+
+
+class ShardWriter:
+    """One shard being written; use `writing`, which commits it or leaves nothing behind."""
+
+    def __init__(self, name: str, tar: IO[bytes], schema: pa.Schema) -> None:
+        self.name, self.schema = name, schema
+        self._tar, self._at, self._digest = tar, 0, hashlib.sha256()
+        self._rows: list[dict[str, Any]] = []
+        self.ends: list[int] = []
+
+    def add(self, row: Mapping[str, Any], image: bytes | None = None, extension: str = "jpg") -> None:
+        """Add a row in its order; a row of status `success` comes with its encoded `image`.
+
+        The sample's members are KEY.jpg, KEY.txt (the caption) and KEY.json (the row's facts that do not
+        depend on the moment it was fetched). Rows without an image only enter the sidecar.
+
+        Raises:
+            ValueError: image and status disagree.
+        """
+        if (image is not None) != (row["status"] == Status.SUCCESS):
+            raise ValueError(
+                f"row {row['key']}: status {row['status']} {'with' if image else 'without'} an image"
+            )
+        entry = dict(row)
+        if image is not None:
+            entry |= self._add_sample(row, image, extension)
+        self._rows.append(entry)
+
+    def sidecar(self) -> bytes:
+        """Return the sidecar parquet's bytes for the rows added so far."""
+        table = pa.Table.from_pylist(self._rows, schema=self.schema)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd", row_group_size=ROWS_PER_GROUP)
+        return buffer.getvalue()
+
+    def close(self) -> None:
+        """Write the archive's end."""
+        self._write(END)
+
+    def stats(self) -> dict[str, Any]:
+        """Return the shard's counts and digests, as its commit file holds them."""
+        statuses = Counter(row["status"] for row in self._rows)
+        reasons = Counter(row["reason"] for row in self._rows if row["reason"])
+        return {
+            "shard": self.name,
+            "count": len(self._rows),
+            "successes": statuses[Status.SUCCESS],
+            "failed_to_download": statuses[Status.FAILED_TO_DOWNLOAD],
+            "failed_to_resize": statuses[Status.FAILED_TO_RESIZE],
+            "filtered": statuses[Status.FILTERED],
+            "by_status": dict(sorted(statuses.items())),
+            "by_reason": dict(sorted(reasons.items())),
+            "tar_bytes": self._at,
+            "tar_sha256": self._digest.hexdigest(),
+        }
+
+    def _add_sample(self, row: Mapping[str, Any], image: bytes, extension: str) -> dict[str, Any]:
+        key, start = row["key"], self._at
+        facts = {name: row[name] for name in self.schema.names if name in row and name in _FACTS}
+        facts |= {name: row[name] for name in self.schema.names if name in row and name not in SIDECAR.names}
+        self._write(header(f"{key}.{extension}", len(image)))
+        image_offset = self._at
+        self._write(image)
+        self._pad(len(image))
+        for suffix, text in (
+            ("txt", row["caption"]),
+            ("json", json.dumps(facts, ensure_ascii=False, default=str)),
+        ):
+            content = text.encode("utf-8", "surrogatepass" if suffix == "json" else "replace")
+            self._write(header(f"{key}.{suffix}", len(content)))
+            self._write(content)
+            self._pad(len(content))
+        self.ends.append(self._at)
+        return {
+            "member": f"{key}.{extension}", "offset": start, "size": self._at - start,
+            "image_offset": image_offset, "image_bytes": len(image),
+        }  # fmt: skip
+
+    def _pad(self, size: int) -> None:
+        self._write(bytes(padded(size) - size))
+
+    def _write(self, data: bytes) -> None:
+        self._tar.write(data)
+        self._digest.update(data)
+        self._at += len(data)
+
+
+_FACTS = (
+    "key", "url", "caption", "sha256", "phash", "width", "height", "original_width", "original_height",
+)  # fmt: skip
+
+
+@contextmanager
+def writing(
+    folder: Folder, name: str, schema: pa.Schema, more_stats: dict[str, Any]
+) -> Iterator[ShardWriter]:
+    """Write shard `name` into `folder`: on a clean end tar, sidecar and last the commit appear; else nothing.
+
+    `more_stats` is read at the end: fill it inside the block with what else the commit should hold.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    with ExitStack() as stack:
+        tar = stack.enter_context(folder.create(f"{name}.tar"))
+        writer = ShardWriter(name, tar, schema)
+        yield writer
+        writer.close()
+    sidecar = writer.sidecar()
+    folder.write(f"{name}.parquet", sidecar)
+    digests = {"sidecar_bytes": len(sidecar), "sidecar_sha256": hashlib.sha256(sidecar).hexdigest()}
+    folder.write_json(f"{name}{STATS_SUFFIX}", writer.stats() | digests | more_stats)
+
+
+def committed(folder: Folder) -> list[str]:
+    """Return the names of the shards in `folder` that have their commit, in order."""
+    return [name.removesuffix(STATS_SUFFIX) for name in folder.names(STATS_SUFFIX)]
