@@ -1,0 +1,60 @@
+# Everything happens in .venv in this folder. On a fresh machine Python 3.11 (or 3.12), git and make are enough.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+OUT    ?= quickstart-out
+JOBS   ?= 2
+PYTEST_ARGS ?=
+
+.PHONY: install install-dev system-packages quickstart test test-fast lint format bench clean
+
+install: $(VENV)/.installed            ## Pairmill and what it needs to run, S3 included
+
+install-dev: $(VENV)/.installed-dev    ## the same, with what the tests and linters need
+
+# torch comes first and from the constraints file, so that nothing pulls another build of it.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[s3]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[s3,dev]'
+	@touch $@
+
+quickstart: install                    ## the whole job on the sample web: corpus, run, report in OUT=DIR
+	$(BIN)/pairmill quickstart --out $(OUT)
+
+# A browser for the report's test and a Prometheus for the monitoring's. Where they cannot be installed
+# (no root, no apt) those tests are skipped and say so.
+system-packages:
+	@infra/install-debian-packages.sh
+
+test: install-dev system-packages      ## the whole test suite
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
+
+test-fast: install-dev                 ## without the long ones
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'not slow' $(PYTEST_ARGS)
+
+lint: install-dev                      ## style, types, floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install-dev                     ## every benchmark that needs no accelerator; results on standard output
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[s3,dev,bench]'
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) $(OUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
