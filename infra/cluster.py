@@ -103,6 +103,8 @@ class Outcome(Generic[TaskT]):
 class _Attempt(Generic[TaskT]):
     task: TaskT
     left: int
+    alone: bool = False
+    """Was in a dead actor's hands: no other task is put behind it, so that a next death has one suspect."""
 
 
 @dataclass
@@ -139,9 +141,12 @@ def run_bounded(
         return None
 
     def fill(seat: _Seat[TaskT]) -> None:
-        while len(seat.pending) <= ahead:
+        while len(seat.pending) <= ahead and not any(attempt.alone for attempt in seat.pending.values()):
             attempt = next_attempt()
             if attempt is None:
+                return
+            if attempt.alone and seat.pending:
+                again.appendleft(attempt)
                 return
             seat.pending[seat.actor.run.remote(attempt.task)] = attempt
 
@@ -161,11 +166,10 @@ def run_bounded(
                 seat = by_ref[ref]
                 if ref not in seat.pending:
                     continue
-                outcome = _collect(seat, ref, again, make_actor)
+                outcomes = _collect(seat, ref, again, make_actor)
                 for other in seats:
                     fill(other)
-                if outcome is not None:
-                    yield outcome
+                yield from outcomes
     finally:
         for seat in seats:
             with contextlib.suppress(RayError):
@@ -174,38 +178,51 @@ def run_bounded(
 
 def _collect(
     seat: _Seat[TaskT], ref: Any, again: deque[_Attempt[TaskT]], make_actor: Callable[[], Any]
-) -> Outcome[TaskT] | None:
-    """Take one finished reference off its seat; None when the actor died and its tasks wait for another."""
+) -> list[Outcome[TaskT]]:
+    """Take a finished reference off its seat; if the actor died, all of them, for another to try again."""
     try:
-        value = ray.get(ref)
-    except RayTaskError as error:
-        return Outcome(seat.pending.pop(ref).task, error=_one_line(error))
+        return [_outcome(seat.pending[ref], ref)]
     except RayActorError as error:
-        return _reseat(seat, ref, again, make_actor, error)
-    return Outcome(seat.pending.pop(ref).task, value=value)
+        return _reseat(seat, again, make_actor, error)
+    finally:
+        seat.pending.pop(ref, None)
+
+
+def _outcome(attempt: _Attempt[TaskT], ref: Any) -> Outcome[TaskT]:
+    """Return what became of an attempt that is over. Raises RayActorError if its actor died first."""
+    try:
+        return Outcome(attempt.task, value=ray.get(ref))
+    except RayTaskError as error:
+        return Outcome(attempt.task, error=_one_line(error))
 
 
 def _reseat(
     seat: _Seat[TaskT],
-    ref: Any,
     again: deque[_Attempt[TaskT]],
     make_actor: Callable[[], Any],
     error: RayActorError,
-) -> Outcome[TaskT] | None:
-    attempts = list(seat.pending.values())
-    running = attempts[0]
+) -> list[Outcome[TaskT]]:
+    """Put a new actor in a dead one's place; the oldest attempt it had not ended loses a try."""
+    outcomes: list[Outcome[TaskT]] = []
+    unfinished: list[_Attempt[TaskT]] = []
+    for ref, attempt in seat.pending.items():
+        over, _ = ray.wait([ref], timeout=0)
+        try:
+            # What it had ended before its death counts, though the news of the death may come first.
+            outcomes += [_outcome(attempt, ref)] if over else []
+            unfinished += [] if over else [attempt]
+        except RayActorError:
+            unfinished.append(attempt)
     seat.pending.clear()
     seat.actor = make_actor()
-    lost: Outcome[TaskT] | None = None
-    for attempt in attempts:
-        if attempt is not running:
-            again.append(attempt)
-        elif running.left > 0:
+    for running in unfinished[:1]:
+        if running.left > 0:
             log.warning("a worker died at work on %s; trying it again (%d left)", running.task, running.left)
-            again.appendleft(_Attempt(running.task, running.left - 1))
+            again.appendleft(_Attempt(running.task, running.left - 1, alone=True))
         else:
-            lost = Outcome(running.task, error=f"its worker died and no try is left: {error}")
-    return lost
+            outcomes.append(Outcome(running.task, error=f"its worker died and no try is left: {error}"))
+    again.extend(_Attempt(attempt.task, attempt.left, alone=True) for attempt in unfinished[1:])
+    return outcomes
 
 
 def _one_line(error: RayTaskError) -> str:
