@@ -79,6 +79,12 @@ class Manifest:
         self._content["stages"][stage] |= {"done": True, "totals": totals}
         self._save()
 
+    def reopen(self, stage: str) -> None:
+        """Record that `stage` has work to do again, if it was done: some of what it made was dropped."""
+        if self.is_done(stage):
+            self._content["stages"][stage]["done"] = False
+            self._save()
+
     def is_done(self, stage: str) -> bool:
         """Tell whether `stage` has been finished."""
         return bool(self._content["stages"].get(stage, {}).get("done"))

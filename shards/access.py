@@ -1,0 +1,84 @@
+"""Random access: any sample of a folder by number or key, in one ranged read."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from infra.storage import Folder
+from shards import sample
+from shards.index import load_or_scan
+from shards.layout import Status
+from shards.reads import PATIENCE_S, Reader
+
+
+class Samples:
+    """A shard folder as a sequence of samples: `samples[7]`, `samples["000120034"]`, `len(samples)`."""
+
+    def __init__(self, folder: str | Folder, *, decode: bool = False) -> None:
+        """Open a folder. Raises UserError where it holds no shards or an index of another version."""
+        self.folder = folder if isinstance(folder, Folder) else Folder(folder)
+        self.index = load_or_scan(self.folder)
+        self._reader = Reader(self.folder, self.index, PATIENCE_S)
+        self._decode = decode
+        self._keys: dict[int, dict[str, int]] = {}
+
+    def __len__(self) -> int:
+        """Samples in the folder."""
+        return self.index.samples
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the samples in the folder's order, one read each."""
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, which: int | str) -> dict[str, Any]:
+        """Return a sample by its number (negative from the end) or its key.
+
+        Raises:
+            IndexError, KeyError: there is none.
+            BadSampleError: it is damaged.
+            UnreadableShardError: its shard cannot be read.
+        """
+        number = self.number(which) if isinstance(which, str) else which + len(self) * (which < 0)
+        if not 0 <= number < len(self):
+            raise IndexError(f"{self.folder.url}: sample {which} of {len(self)}")
+        (piece,) = self._reader.read(number, number + 1)
+        if piece.fault is not None:
+            raise piece.fault
+        found = sample.parse(piece.sample(number), ())
+        if self._decode:
+            sample.decode(found)
+        return found | {"__url__": self.folder.path(piece.shard.tar), "__index__": number}
+
+    def number(self, key: str) -> int:
+        """Return the number of the sample with this key. Raises KeyError."""
+        for place, shard in enumerate(self.index.shards):
+            # A key of this format begins with its shard's name; other folders are searched through.
+            if shard.sidecar_bytes is not None and not key.startswith(shard.name):
+                continue
+            at = self._keys_of(place).get(key)
+            if at is not None:
+                return shard.first_sample + at
+        raise KeyError(f"{self.folder.url}: no sample has the key {key!r}")
+
+    def _keys_of(self, place: int) -> dict[str, int]:
+        if place not in self._keys:
+            shard = self.index.shards[place]
+            if shard.sidecar_bytes is not None:
+                columns = io.BytesIO(self.folder.read(f"{shard.name}.parquet"))
+                table = pq.read_table(columns, columns=["key", "status"])
+                kept = np.array(table["status"].to_pylist()) == Status.SUCCESS.value
+                keys = [key for key, is_kept in zip(table["key"].to_pylist(), kept, strict=True) if is_kept]
+            else:
+                pieces = self._reader.read(shard.first_sample, shard.first_sample + shard.samples)
+                keys = [
+                    sample.parse(piece.sample(piece.first + row), ())["__key__"]
+                    for piece in pieces
+                    for row in range(len(piece.ends))
+                ]
+            self._keys[place] = {key: row for row, key in enumerate(keys)}
+        return self._keys[place]

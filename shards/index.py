@@ -1,0 +1,272 @@
+"""index.parquet: where every sample of a shard folder lies, so that no tar is opened to find one."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.errors import UserError
+from infra.logs import log
+from infra.storage import Folder
+from shards.layout import FORMAT_VERSION, INDEX, STATS_SUFFIX
+from shards.sample import split_name
+from shards.tar import BLOCK_BYTES, scan
+from shards.writer import committed
+
+SHARDS_PER_GROUP = 64
+VERSION_KEY = b"pairmill.format"
+SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("samples", pa.int32(), nullable=False),
+        pa.field("first_sample", pa.int64(), nullable=False),
+        pa.field("tar_bytes", pa.int64(), nullable=False),
+        pa.field("tar_sha256", pa.string()),
+        pa.field("sidecar_bytes", pa.int64()),
+        pa.field("sidecar_sha256", pa.string()),
+        pa.field("ends", pa.list_(pa.int64()), nullable=False),
+    ],
+    metadata={VERSION_KEY: str(FORMAT_VERSION).encode()},
+)
+"""One row a shard, in order. Sample `i` of a shard occupies `[ends[i - 1] or 0, ends[i])` of its tar."""
+
+ENDS_HELD = 1 << 25
+"""Most sample addresses kept in memory (4 bytes each); beyond that, row groups come and go."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard's entry: how many samples it holds, the number of the first, sizes in bytes, digests."""
+
+    name: str
+    samples: int
+    first_sample: int
+    tar_bytes: int
+    tar_sha256: str | None = None
+    sidecar_bytes: int | None = None
+    sidecar_sha256: str | None = None
+
+    @property
+    def tar(self) -> str:
+        """The tar's file name."""
+        return f"{self.name}.tar"
+
+
+class Index:
+    """The shards of a folder and the address of each sample. Picklable, so loader workers get it whole."""
+
+    def __init__(
+        self, shards: list[Shard], ends: list[npt.NDArray[np.int64]] | None, source: bytes = b""
+    ) -> None:
+        """Hold `shards`, their addresses being `ends`, or in the parquet file whose bytes are `source`."""
+        self.shards = shards
+        self._source = source
+        self._first = np.array([shard.first_sample for shard in shards], dtype=np.int64)
+        self._groups: OrderedDict[int, list[npt.NDArray[np.uint32]]] = OrderedDict()
+        if ends is not None:
+            for start in range(0, len(ends), SHARDS_PER_GROUP):
+                self._groups[start // SHARDS_PER_GROUP] = [
+                    _blocks(one) for one in ends[start : start + SHARDS_PER_GROUP]
+                ]
+
+    @property
+    def samples(self) -> int:
+        """Samples in the folder."""
+        return self.shards[-1].first_sample + self.shards[-1].samples if self.shards else 0
+
+    @property
+    def tar_bytes(self) -> int:
+        """Bytes of all tars."""
+        return sum(shard.tar_bytes for shard in self.shards)
+
+    def ends(self, number: int) -> npt.NDArray[np.int64]:
+        """Return where each sample of the `number`-th shard ends in its tar, `[samples]` in bytes."""
+        group, place = divmod(number, SHARDS_PER_GROUP)
+        held = self._groups.get(group)
+        if held is None:
+            held = self._groups[group] = self._load(group)
+            while self._source and len(self._groups) > 1 and self._held() > ENDS_HELD:
+                self._groups.popitem(last=False)
+        elif self._source:
+            self._groups.move_to_end(group)
+        return held[place].astype(np.int64) * BLOCK_BYTES
+
+    def shard_of(self, sample: int) -> int:
+        """Return the place in `shards` of the one that holds `sample`."""
+        return int(np.searchsorted(self._first, sample, side="right")) - 1
+
+    def pieces(self, first: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Cut samples `[first, stop)` at shard boundaries; yield (shard, first row, row after last)."""
+        while first < stop:
+            number = self.shard_of(first)
+            shard = self.shards[number]
+            end = min(stop, shard.first_sample + shard.samples)
+            yield number, first - shard.first_sample, end - shard.first_sample
+            first = end
+
+    def table(self, start: int, stop: int) -> pa.Table:
+        """Return the entries of shards `[start, stop)` as a table of `SCHEMA`."""
+        rows = [
+            {
+                "shard": shard.name, "samples": shard.samples, "first_sample": shard.first_sample,
+                "tar_bytes": shard.tar_bytes, "tar_sha256": shard.tar_sha256,
+                "sidecar_bytes": shard.sidecar_bytes, "sidecar_sha256": shard.sidecar_sha256,
+                "ends": self.ends(number),
+            }
+            for number, shard in enumerate(self.shards[start:stop], start)
+        ]  # fmt: skip
+        return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+    def _held(self) -> int:
+        return sum(len(ends) for group in self._groups.values() for ends in group)
+
+    def _load(self, group: int) -> list[npt.NDArray[np.uint32]]:
+        table = pq.ParquetFile(io.BytesIO(self._source)).read_row_group(group, columns=["ends"])
+        return [_blocks(scalar.values.to_numpy()) for scalar in table.column("ends")]
+
+
+def load(folder: Folder) -> Index:
+    """Read `index.parquet`.
+
+    Raises:
+        UserError: there is none, it is of another format version, or it is not an index at all.
+    """
+    where = folder.path(INDEX)
+    try:
+        source = folder.read(INDEX)
+    except FileNotFoundError:
+        raise UserError(f"{where}: no such index; make one with `pairmill verify --repair`") from None
+    try:
+        file = pq.ParquetFile(io.BytesIO(source))
+        version = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"none").decode()
+        if version != str(FORMAT_VERSION):
+            raise UserError(
+                f"{where}: index of format version {version}, this version reads {FORMAT_VERSION}; "
+                "update pairmill, or build the index anew"
+            )
+        rows = file.read(columns=[name for name in SCHEMA.names if name != "ends"]).to_pylist()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UserError(f"{where}: not an index ({' '.join(str(error).split())}); build it anew") from None
+    for row in rows:
+        folder.path(f"{row['shard']}.tar")  # raises for a name that climbs out
+        row["name"] = row.pop("shard")
+    return Index([Shard(**row) for row in rows], None, source)
+
+
+def load_or_scan(folder: Folder) -> Index:
+    """Read the folder's index; where there is none, find the samples in the tars and say so in the log.
+
+    Raises:
+        UserError: as `load`, or there is no shard in the folder.
+    """
+    if folder.exists(INDEX):
+        index = load(folder)
+    else:
+        log.warning("%s: no %s; finding the samples in sidecars and tars", folder.url, INDEX)
+        index = build(folder)
+    if not index.shards:
+        raise UserError(f"{folder.url}: no shards here (no committed .tar files); name a shard folder")
+    return index
+
+
+def save(folder: Folder, index: Index) -> None:
+    """Write `index.parquet`, the same bytes for the same shards."""
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(
+        buffer, SCHEMA, compression="zstd", use_dictionary=False,
+        column_encoding={"ends.list.element": "DELTA_BINARY_PACKED"},
+    ) as writer:  # fmt: skip
+        for start in range(0, len(index.shards), SHARDS_PER_GROUP):
+            writer.write_table(index.table(start, start + SHARDS_PER_GROUP))
+    folder.write(INDEX, buffer.getvalue())
+
+
+def shard_names(folder: Folder) -> list[str]:
+    """Return the folder's shards in order: the committed ones; all tars where no commit is."""
+    return committed(folder) or [name.removesuffix(".tar") for name in folder.names(".tar")]
+
+
+def build(folder: Folder, *, names: list[str] | None = None, digests: bool = False) -> Index:
+    """Index every shard of a folder (or those of `names`): from its sidecar where that tells offsets, else by
+    a scan of its tar.
+
+    `digests` has tars without a commit of ours read whole for their SHA-256.
+
+    Raises:
+        UserError: a tar is missing or damaged; the message names it and the byte.
+    """
+    shards: list[Shard] = []
+    ends: list[npt.NDArray[np.int64]] = []
+    stats_of = set(folder.names(STATS_SUFFIX))
+    first = 0
+    for name in shard_names(folder) if names is None else names:
+        stats = folder.read_json(name + STATS_SUFFIX) if name + STATS_SUFFIX in stats_of else {}
+        found = _sidecar_ends(folder, name) if "tar_sha256" in stats else None
+        if found is None:
+            found = scan_ends(folder, name)
+        digest = stats.get("tar_sha256") or (file_digest(folder, f"{name}.tar") if digests else None)
+        shards.append(
+            Shard(
+                name, len(found), first, stats.get("tar_bytes") or folder.size(f"{name}.tar"), digest,
+                stats.get("sidecar_bytes"), stats.get("sidecar_sha256"),
+            )
+        )  # fmt: skip
+        ends.append(found)
+        first += len(found)
+    return Index(shards, ends)
+
+
+def scan_ends(folder: Folder, name: str) -> npt.NDArray[np.int64]:
+    """Return where each sample of a tar ends, from its headers. Raises UserError for a damaged tar."""
+    ends: list[int] = []
+    last: str | None = None
+    tar = f"{name}.tar"
+    try:
+        with folder.open(tar) as stream:
+            for member, _ in scan(stream):
+                split = split_name(member.name)
+                if split is None:
+                    continue
+                if split[0] == last:
+                    ends[-1] = member.end
+                else:
+                    ends.append(member.end)
+                last = split[0]
+    except FileNotFoundError:
+        raise UserError(f"{folder.path(tar)}: this shard is missing; make or fetch it again") from None
+    except ValueError as error:
+        raise UserError(f"{folder.path(tar)}: damaged tar ({error}); make or fetch it again") from None
+    return np.array(ends, dtype=np.int64)
+
+
+def file_digest(folder: Folder, name: str) -> str:
+    """Return the SHA-256 of a file in hex, read in pieces."""
+    digest = hashlib.sha256()
+    with folder.open(name) as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _sidecar_ends(folder: Folder, name: str) -> npt.NDArray[np.int64] | None:
+    sidecar = f"{name}.parquet"
+    if not folder.exists(sidecar):
+        return None
+    file = pq.ParquetFile(io.BytesIO(folder.read(sidecar)))
+    if not {"offset", "size"} <= set(file.schema_arrow.names):
+        return None
+    table = file.read(columns=["offset", "size"]).drop_null()
+    ends: npt.NDArray[np.int64] = table.column("offset").to_numpy() + table.column("size").to_numpy()
+    return ends.astype(np.int64)
+
+
+def _blocks(ends: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+    return (ends // BLOCK_BYTES).astype(np.uint32)

@@ -1,0 +1,204 @@
+"""Ranged reads of samples: retried while the storage stalls, read ahead within a bound of bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import random
+import threading
+import time
+from collections import defaultdict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from infra.errors import RunError
+from infra.logs import log
+from infra.storage import Folder
+from shards.index import Index, Shard
+from shards.order import Step
+
+PATIENCE_S = 30.0
+"""How long a failing read is tried again by default."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 4.0
+_LOST = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
+class UnreadableShardError(RunError):
+    """A shard that stays unreadable; the message names it and says how to go on."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The bytes of samples `[first, first + len(ends))` (numbers in the corpus), all of one shard.
+
+    Sample `i` of them is `data[ends[i - 1] or 0 : ends[i]]`. `data` ends early where the file does.
+    """
+
+    shard: Shard
+    first: int
+    ends: npt.NDArray[np.int64]
+    data: bytes
+    fault: UnreadableShardError | None = None
+
+    def sample(self, number: int) -> bytes:
+        """Return the bytes of one sample by its number in the corpus."""
+        row = number - self.first
+        return self.data[int(self.ends[row - 1]) if row else 0 : int(self.ends[row])]
+
+
+class Reader:
+    """Reads runs of samples from a folder."""
+
+    def __init__(self, folder: Folder, index: Index, patience_s: float) -> None:
+        """Read `folder`, of `index`; a read that fails is tried again for `patience_s` seconds."""
+        self.folder, self.index, self.patience_s = folder, index, patience_s
+        self._lost: dict[str, UnreadableShardError] = {}
+        self._index_lock = threading.Lock()
+
+    def size(self, first: int, stop: int) -> int:
+        """Return how many bytes the samples `[first, stop)` take."""
+        return sum(end - start for _, start, end, _ in self._ranges(first, stop))
+
+    def read(self, first: int, stop: int) -> list[Piece]:
+        """Read the samples `[first, stop)`: one ranged read, one more for each shard's end they cross.
+
+        A shard that stays unreadable gives a piece with its `fault` set.
+        """
+        pieces, at = [], first
+        for shard, start, end, ends in self._ranges(first, stop):
+            fault = self._lost.get(shard.name)
+            data = b""
+            if fault is None:
+                try:
+                    data = self._bytes(shard, start, end)
+                except UnreadableShardError as error:
+                    fault = self._lost[shard.name] = error
+            pieces.append(Piece(shard, at, ends - start, data, fault))
+            at += len(ends)
+        return pieces
+
+    def _ranges(self, first: int, stop: int) -> list[tuple[Shard, int, int, npt.NDArray[np.int64]]]:
+        ranges = []
+        for number, row, last in self.index.pieces(first, stop):
+            with self._index_lock:
+                ends = self.index.ends(number)
+            start = int(ends[row - 1]) if row else 0
+            ranges.append((self.index.shards[number], start, int(ends[last - 1]), ends[row:last]))
+        return ranges
+
+    def _bytes(self, shard: Shard, start: int, end: int) -> bytes:
+        """Read a range, trying again while that can help.
+
+        Raises:
+            UnreadableShardError: the file is gone, forbidden or of another size than the index says, or it
+            stayed
+                unreadable for `patience_s`.
+        """
+        where, pause = self.folder.path(shard.tar), FIRST_PAUSE_S
+        deadline = time.monotonic() + self.patience_s
+        while True:
+            try:
+                data = self.folder.read_range(shard.tar, start, end)
+                if len(data) == end - start:
+                    return data
+                self._check_size(shard)
+                problem: Exception = EOFError(f"{len(data)} bytes came where {end - start} were asked for")
+            except _LOST as error:
+                raise UnreadableShardError(_unreadable(where, error)) from error
+            except UnreadableShardError:
+                raise
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                problem = error
+            if time.monotonic() + pause > deadline:
+                raise UnreadableShardError(_unreadable(where, problem)) from problem
+            log.warning("%s: a read failed (%s); trying again", where, _words(problem))
+            # Jitter alone is drawn here: ranks that were refused together should not come back together.
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, LONGEST_PAUSE_S)
+
+    def _check_size(self, shard: Shard) -> None:
+        found = self.folder.size(shard.tar)
+        if found != shard.tar_bytes:
+            raise UnreadableShardError(
+                f"{self.folder.path(shard.tar)}: this shard has {found} bytes where the index says "
+                f"{shard.tar_bytes}; restore it, or see what else is wrong with `pairmill verify`"
+            )
+
+
+class ReadAhead:
+    """Holds the runs that coming steps need, and reads them in the background in the order of first need."""
+
+    def __init__(self, reader: Reader, threads: int) -> None:
+        self.reader = reader
+        self.ahead_bytes = 0
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shard-read")
+        self._runs: dict[tuple[int, int], Future[list[Piece]]] = {}
+        self._brings: dict[tuple[int, int], int] = {}
+        self._ends: defaultdict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+
+    def request(self, step: Step) -> None:
+        """Start reading what `step` needs and no earlier step did."""
+        new = 0
+        _, places = np.unique(step.run, return_index=True)
+        for place in np.sort(places).tolist():
+            name = (step.epoch, int(step.run[place]))
+            if name in self._runs:
+                continue
+            first, stop = int(step.first[place]), int(step.stop[place])
+            new += self.reader.size(first, stop)
+            self._runs[name] = self._pool.submit(self.reader.read, first, stop)
+            self._ends[step.epoch, int(step.until[place])].append(name)
+        self._brings[step.epoch, step.step] = new
+        self.ahead_bytes += new
+
+    def take(self, step: Step) -> list[Piece]:
+        """Return the piece that holds each of the step's samples, waiting for those on their way, `[B]`.
+
+        The memory of runs that no later step needs is let go.
+        """
+        self.ahead_bytes -= self._brings.pop((step.epoch, step.step))
+        taken = []
+        for run, sample in zip(step.run.tolist(), step.sample.tolist(), strict=True):
+            pieces = self._runs[step.epoch, run].result()
+            taken.append(next(piece for piece in reversed(pieces) if piece.first <= sample))
+        for name in self._ends.pop((step.epoch, step.step), ()):
+            del self._runs[name]
+        return taken
+
+    def close(self) -> None:
+        """Drop what is not begun and wait for no one."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell whether a failed read may succeed when tried again: the network's and the store's own troubles."""
+    if isinstance(error, OSError | EOFError | TimeoutError):
+        return not isinstance(error, _LOST)
+    return isinstance(error, _client_errors())
+
+
+@functools.cache
+def _client_errors() -> tuple[type[BaseException], ...]:
+    """Exceptions of the object-store clients that are installed and are no OSError."""
+    found: list[Any] = []
+    with contextlib.suppress(ImportError):
+        found.append(importlib.import_module("aiohttp").ClientError)
+    with contextlib.suppress(ImportError):
+        exceptions = importlib.import_module("botocore.exceptions")
+        found += [exceptions.BotoCoreError, exceptions.ClientError]
+    return tuple(found)
+
+
+def _unreadable(where: str, error: BaseException) -> str:
+    return f"{where}: this shard cannot be read ({_words(error)}); restore it, or see `pairmill verify`"
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

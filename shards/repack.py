@@ -1,0 +1,165 @@
+"""Kept samples to final shards of even size, in a seeded order, on Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import ray
+from pydantic import Field
+
+from infra import metrics
+from infra.cluster import ClusterConfig, run_bounded, session
+from infra.config import Config
+from infra.errors import RunError
+from infra.lock import exclusive
+from infra.logs import log, progress
+from infra.storage import Folder
+from shards import index
+from shards.layout import FINAL, INDEX, MAX_ROWS_PER_SHARD, RAW, STATS_SUFFIX, Status, shard_name
+from shards.manifest import Manifest
+from shards.repacker import Layout, Repacker
+from shards.selection import removed_count
+from shards.writer import committed
+
+
+class RepackConfig(Config):
+    """What final shards are like."""
+
+    samples_per_shard: int = Field(
+        MAX_ROWS_PER_SHARD,
+        description="most samples in a final shard; all shards have this many, or evenly fewer",
+        ge=1,
+        le=MAX_ROWS_PER_SHARD,
+    )
+    seed: int = Field(0, description="seed of the order in which samples are written", ge=0)
+
+
+def repack(corpus: str, config: RepackConfig, cluster: ClusterConfig) -> dict[str, Any]:
+    """Write `final/` from the samples of `raw/` that dedup kept; what is committed already is left alone.
+
+    Returns:
+        Totals: `rows_in` (successes of raw), `by_status` (`success` and `filtered`, their sum is `rows_in`),
+        `by_reason` (of those filtered), `shards`, `samples`, `bytes` (of the tars).
+
+    Raises:
+        UserError: no corpus, dedup is not done, another configuration, another process at work on the corpus.
+        RunError: a raw shard is damaged, the disk is full; the message names it.
+    """
+    folder = Folder(corpus)
+    Manifest.existing(folder)
+    with exclusive(folder):
+        manifest = Manifest.existing(folder)
+        manifest.begin(FINAL, config)
+        if manifest.is_done(FINAL):
+            return manifest.totals(FINAL)
+        (folder / FINAL).sweep_temporary()
+        with session(cluster) as cores:
+            layout, removed = _laid_out(folder.url, config, cores, cluster)
+            _write_shards(folder.url, layout, cores, cluster)
+        totals = _finished(folder / FINAL, layout, removed)
+        manifest.finish(FINAL, totals)
+    return totals
+
+
+def _laid_out(
+    corpus: str, config: RepackConfig, cores: int, cluster: ClusterConfig
+) -> tuple[Layout, Counter[str]]:
+    """Count the kept samples of every raw shard, and lay the final shards out. Raises RunError."""
+    folder = Folder(corpus)
+    names = committed(folder / RAW)
+    actor = ray.remote(Repacker)
+    kept, digests = np.zeros(len(names), dtype=np.int64), [""] * len(names)
+    removed: Counter[str] = Counter()
+    with progress("repack: selecting", len(names), "shards") as meter:
+        tasks = (("select", number, name) for number, name in enumerate(names))
+        for (_, number, _), found in _outcomes(lambda: actor.remote(corpus), tasks, cores, cluster):
+            kept[number], digests[number] = found["kept"], found["digest"]
+            removed.update(found["removed"])
+            meter.advance(kept=int(kept.sum()), removed=removed.total())
+    listed = removed_count(folder)
+    if removed.total() != listed:
+        raise RunError(
+            f"{corpus}: dedup removed {listed} keys, {removed.total()} of them are samples of raw/; "
+            "the two do not belong together, run dedup again in a new corpus"
+        )
+    essence = json.dumps([config.samples_per_shard, config.seed, names, digests]).encode()
+    layout = Layout(names, kept.tolist(), config.samples_per_shard, config.seed, _hex(essence))
+    return layout, removed
+
+
+def _write_shards(corpus: str, layout: Layout, cores: int, cluster: ClusterConfig) -> None:
+    """Write the final shards that have no commit yet. Raises RunError when some could not be written."""
+    final = Folder(corpus) / FINAL
+    there = set(committed(final))
+    wanted = [shard_name(number) for number in range(layout.shards)]
+    for name in sorted(there):
+        if name not in wanted or final.read_json(name + STATS_SUFFIX).get("layout") != layout.digest:
+            log.warning("%s: is of an earlier selection of samples; writing it anew", final.path(name))
+            _drop(final, name)
+            there.discard(name)
+    tasks = [("write", number, name) for number, name in enumerate(wanted) if name not in there]
+    actor = ray.remote(Repacker)
+    shared = ray.put(layout)
+    failed: list[str] = []
+    with progress("repack", len(wanted), "shards") as meter:
+        meter.advance(len(wanted) - len(tasks))
+        for (_, _, _), stats in _outcomes(
+            lambda: actor.remote(corpus, shared), iter(tasks), cores, cluster, failed
+        ):
+            metrics.shards().inc(tags={"stage": FINAL})
+            metrics.rows().inc(
+                stats["successes"], tags={"stage": FINAL, "status": Status.SUCCESS, "reason": ""}
+            )
+            meter.advance(samples=stats["successes"])
+    if failed:
+        raise RunError(f"repack: {len(failed)} of {len(wanted)} shards failed, the first: {failed[0]}")
+
+
+def _outcomes(
+    make_actor: Any,
+    tasks: Iterator[tuple[str, int, str]],
+    cores: int,
+    cluster: ClusterConfig,
+    failed: list[str] | None = None,
+) -> Iterator[tuple[tuple[str, int, str], dict[str, Any]]]:
+    """Run tasks; yield (task, result). A failure is put into `failed`, or raised as RunError without one."""
+    for outcome in run_bounded(make_actor, tasks, workers=cores, retries=cluster.retries):
+        if outcome.error is None:
+            yield outcome.task, outcome.value
+            continue
+        message = f"shard {outcome.task[2]}: {outcome.error}"
+        if failed is None:
+            raise RunError(f"repack: {message}")
+        log.error("repack: %s", message)
+        failed.append(message)
+
+
+def _finished(final: Folder, layout: Layout, removed: Counter[str]) -> dict[str, Any]:
+    """Write the index and return the totals."""
+    built = index.build(final)
+    if built.samples != layout.samples:
+        raise RunError(f"{final.url}: {built.samples} samples in the shards, {layout.samples} were kept")
+    index.save(final, built)
+    return {
+        "rows_in": layout.samples + removed.total(),
+        "by_status": {Status.SUCCESS.value: layout.samples, Status.FILTERED.value: removed.total()},
+        "by_reason": dict(sorted(removed.items())),
+        "shards": len(built.shards),
+        "samples": built.samples,
+        "bytes": built.tar_bytes,
+    }
+
+
+def _drop(final: Folder, name: str) -> None:
+    # The commit goes first: a shard is whole or it is not there, at every moment.
+    for doomed in (INDEX, name + STATS_SUFFIX, f"{name}.parquet", f"{name}.tar"):
+        final.delete(doomed)
+
+
+def _hex(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
