@@ -1,0 +1,1 @@
+"""From (image URL, caption) rows to raw shards: plan, fetch, filter, resize, write."""

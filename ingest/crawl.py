@@ -1,0 +1,202 @@
+"""A row's way to its body: robots.txt, redirects, retries, each step in its host's turn."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from ingest.config import FetchConfig
+from ingest.consent import Robots
+from ingest.fetch import Body, Fetcher, Judge, Miss, Redirect, RobotsUnreachableError
+from ingest.politeness import Host, HostQueues
+from ingest.urls import host_of
+from shards.layout import Reason, Status
+
+
+@dataclass(slots=True)
+class Fetched:
+    """What became of one URL: a body, or why there is none."""
+
+    body: bytes | None = None
+    status: Status = Status.SUCCESS
+    reason: Reason = Reason.NONE
+    detail: str | None = None
+    http_status: int | None = None
+    final_url: str | None = None
+    content_type: str | None = None
+    attempts: int = 0
+    opt_out: str | None = None
+    original_width: int | None = None
+    original_height: int | None = None
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Errand:
+    """The rows of one shard to the crawler: who gets the results, and what they may cost."""
+
+    deliver: Callable[[int, Fetched], None]
+    retries_left: int
+    abandoned: bool = False
+
+
+@dataclass(slots=True)
+class Visit:
+    """One URL on its way. `index` is the row's place in its shard."""
+
+    errand: Errand
+    index: int
+    url: str
+    name: str  # seeds the jitter
+    attempts: int = 0
+    seen: list[str] = field(default_factory=list)
+    started: float = 0.0
+
+
+class Crawler:
+    """Keeps `concurrency` requests in flight over all shards in hand. Make it inside a running loop.
+
+    `room` is the brake: while it is cleared no new request is sent.
+    """
+
+    def __init__(self, config: FetchConfig, workers: int, judge: Judge | None, judge_bytes: int) -> None:
+        self._config = config
+        self._fetcher = Fetcher(config, judge, judge_bytes)
+        self._queues: HostQueues[Visit] = HostQueues(config, workers)
+        self._robots = Robots(config.agent_token)
+        self.room = asyncio.Event()
+        self.room.set()
+        self.in_flight = 0
+        loop = asyncio.get_running_loop()
+        self.broken: asyncio.Future[None] = loop.create_future()
+        self._tasks = [loop.create_task(self._work()) for _ in range(config.concurrency)]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
+
+    def send(self, visit: Visit) -> None:
+        """Put a URL in its host's queue; its errand gets the result, in any order."""
+        host = host_of(visit.url)
+        if host is None:
+            self._finish(visit, Fetched(None, Status.FAILED_TO_DOWNLOAD, Reason.BAD_URL, "not an http URL"))
+        else:
+            self._queues.put(host, visit)
+
+    async def close(self) -> None:
+        """Drop what is under way and close all connections."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._fetcher.close()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None and not self.broken.done():
+            self.broken.set_exception(task.exception())  # type: ignore[arg-type]
+
+    async def _work(self) -> None:
+        while True:
+            await self.room.wait()
+            host, visit = await self._queues.take()
+            self.in_flight += 1
+            try:
+                if not visit.errand.abandoned:
+                    await self._visit(host, visit)
+            finally:
+                self.in_flight -= 1
+                self._queues.done(host)
+
+    async def _visit(self, host: Host[Visit], visit: Visit) -> None:
+        if not visit.started:
+            visit.started = time.monotonic()
+        lost = self._queues.given_up(host)
+        if lost is not None:
+            reason, detail = lost
+            failed = Status.FAILED_TO_DOWNLOAD
+            self._finish(visit, Fetched(None, failed, Reason(reason), f"host given up after: {detail}"))
+            return
+        try:
+            barred = await self._barred(host, visit)
+        except RobotsUnreachableError as error:
+            visit.attempts = visit.attempts or 1
+            self._missed(host, visit, replace(error.miss, detail=f"robots.txt: {error.miss.detail}"))
+            return
+        if barred is not None:
+            self._finish(visit, Fetched(None, Status.FILTERED, Reason.ROBOTS_TXT, barred, opt_out=barred))
+            return
+        visit.attempts = visit.attempts or 1
+        answer = await self._fetcher.ask(visit.url)
+        if isinstance(answer, Body):
+            self._queues.reached(host)
+            self._finish(
+                visit,
+                Fetched(answer.data, http_status=answer.http_status, content_type=answer.content_type),
+            )
+        elif isinstance(answer, Redirect):
+            self._queues.reached(host)
+            self._follow(visit, answer)
+        else:
+            self._missed(host, visit, answer)
+
+    async def _barred(self, host: Host[Visit], visit: Visit) -> str | None:
+        if not self._config.robots:
+            return None
+        agent = self._config.agent_token
+        rules = await self._robots.rules(visit.url, self._fetcher.ask_robots)
+        self._queues.slow_down(host, rules.delay_s(agent))
+        return rules.barred(visit.url, agent)
+
+    def _follow(self, visit: Visit, redirect: Redirect) -> None:
+        """Send the row on; the new address waits its turn at its own host and is checked like any other."""
+        visit.seen.append(visit.url)
+        if redirect.url in visit.seen or len(visit.seen) > self._config.max_redirects:
+            detail = f"{len(visit.seen)} redirects, the last to {redirect.url}"[:200]
+            failed = Fetched(None, Status.FAILED_TO_DOWNLOAD, Reason.TOO_MANY_REDIRECTS, detail)
+            failed.http_status = redirect.http_status
+            self._finish(visit, failed)
+            return
+        visit.url = redirect.url
+        self.send(visit)
+
+    def _missed(self, host: Host[Visit], visit: Visit, miss: Miss) -> None:
+        if miss.reached:
+            self._queues.reached(host)
+        else:
+            self._queues.missed(host, miss.reason, miss.detail)
+        pause = self._pause_s(visit, miss)
+        if pause is not None:
+            if miss.http_status in (429, 503):
+                self._queues.pause(host, pause)
+            visit.errand.retries_left -= 1
+            visit.attempts += 1
+            self._queues.put(host.name, visit, pause)
+            return
+        refusal = miss.refusal
+        self._finish(
+            visit,
+            Fetched(
+                None, miss.status, miss.reason, miss.detail, miss.http_status,
+                content_type=miss.content_type, opt_out=miss.opt_out,
+                original_width=refusal.original_width if refusal else None,
+                original_height=refusal.original_height if refusal else None,
+            ),
+        )  # fmt: skip
+
+    def _pause_s(self, visit: Visit, miss: Miss) -> float | None:
+        """Return how long to wait before the next try, in seconds; None when there is none."""
+        config = self._config
+        if not miss.transient or visit.attempts > config.retries or visit.errand.retries_left <= 0:
+            return None
+        if miss.retry_after_s is not None and miss.retry_after_s > config.retry_after_cap_s:
+            return None
+        backoff = min(config.backoff_cap_s, config.backoff_s * 2 ** (visit.attempts - 1))
+        jitter = random.Random(f"{config.seed}/{visit.name}/{visit.attempts}").uniform(0.5, 1.5)
+        return max(miss.retry_after_s or 0.0, backoff * jitter)
+
+    def _finish(self, visit: Visit, fetched: Fetched) -> None:
+        if fetched.http_status is not None or visit.seen:
+            fetched.final_url = visit.url
+        fetched.attempts = visit.attempts
+        fetched.seconds = time.monotonic() - visit.started if visit.started else 0.0
+        visit.errand.deliver(visit.index, fetched)

@@ -1,0 +1,342 @@
+"""One HTTP exchange, bounded in every direction: connect, first byte, time, rate, bytes on the wire and unpacked."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import resource
+import ssl
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from urllib.parse import urljoin
+
+import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
+from yarl import URL
+
+from infra.errors import UserError
+from ingest.addresses import literal_address
+from ingest.config import FetchConfig
+from ingest.consent import MAX_ROBOTS_BYTES, RobotsAnswer, opt_out_evidence
+from ingest.image import Refusal
+from ingest.resolver import BlockedAddressError, Resolver, UnresolvedError
+from ingest.urls import host_of
+from shards.layout import Reason, Status
+
+REDIRECTS = frozenset((301, 302, 303, 307, 308))
+TRANSIENT_STATUSES = frozenset((429, 500, 502, 503, 504, 520, 521, 522, 524))
+MAX_ROBOTS_REDIRECTS = 5
+_SMALL_BYTES = 16 * 1024
+_JUDGED_BYTES = 64 * 1024
+_READ_BYTES = 128 * 1024
+
+Judge = Callable[[bytes], Refusal | None]
+"""Looks at the first bytes of a body; a refusal saves the download of the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A body taken whole."""
+
+    data: bytes
+    http_status: int
+    content_type: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """The answer is elsewhere."""
+
+    url: str
+    http_status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """No body, and why; `transient` when another try may do better."""
+
+    status: Status
+    reason: Reason
+    detail: str
+    transient: bool = False
+    reached: bool = True  # whether the host answered at all
+    http_status: int | None = None
+    content_type: str | None = None
+    retry_after_s: float | None = None
+    opt_out: str | None = None
+    refusal: Refusal | None = None
+
+
+class RobotsUnreachableError(Exception):
+    """The host did not say what it allows; `miss` is why. By RFC 9309, section 2.3.1.4, nothing is then."""
+
+    def __init__(self, miss: Miss) -> None:
+        super().__init__(miss.detail)
+        self.miss = miss
+
+
+_FAILURES = (
+    BlockedAddressError, UnresolvedError, aiohttp.ClientError, HttpProcessingError, TimeoutError, OSError,
+    ValueError,
+)  # fmt: skip
+"""What an exchange can end with that is nobody's mistake here."""
+
+
+def _failed(reason: Reason, detail: object, *, transient: bool = False, reached: bool = True) -> Miss:
+    text = " ".join(str(detail).split())[:200]
+    return Miss(Status.FAILED_TO_DOWNLOAD, reason, text, transient, reached)
+
+
+class Fetcher:
+    """One HTTP client a process: one TLS context, kept connections, its own resolver. Make it inside a loop."""
+
+    def __init__(self, config: FetchConfig, judge: Judge | None = None, judge_bytes: int = 2**20) -> None:
+        """`judge` sees the start of bodies of more than `judge_bytes`, or of unknown length."""
+        self._config, self._judge, self._judge_bytes = config, judge, judge_bytes
+        _raise_file_limit()
+        connector = aiohttp.TCPConnector(
+            limit=0,
+            resolver=Resolver(config),
+            use_dns_cache=False,
+            ssl=tls_context(config),
+            keepalive_timeout=15.0,
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            headers={
+                "User-Agent": config.agent_header,
+                "Accept": "image/avif,image/webp,image/*;q=0.9,*/*;q=0.5",
+                "Accept-Encoding": "identity",
+            },
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=config.connect_s, sock_read=config.first_byte_s
+            ),
+            read_bufsize=_READ_BYTES,
+            max_line_size=32 * 1024,
+            max_field_size=32 * 1024,
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    async def ask(self, url: str) -> Body | Redirect | Miss:
+        """Send one GET, without following a redirect. What can go wrong with it comes back as a `Miss`."""
+        try:
+            async with asyncio.timeout(self._config.total_s):
+                target = self._target(url)
+                async with self._session.get(target, allow_redirects=False) as response:
+                    return await self._take(url, response)
+        except _FAILURES as error:
+            return _miss(error)
+
+    async def ask_robots(self, url: str) -> RobotsAnswer:
+        """Fetch a robots.txt, with its redirects. Raises RobotsUnreachableError when it cannot be had."""
+        try:
+            async with asyncio.timeout(self._config.total_s):
+                for _ in range(MAX_ROBOTS_REDIRECTS + 1):
+                    async with self._session.get(self._target(url), allow_redirects=False) as response:
+                        if response.status in REDIRECTS and "Location" in response.headers:
+                            url = urljoin(url, response.headers["Location"])
+                            continue
+                        return RobotsAnswer(response.status, await _robots_text(response))
+        except _FAILURES as error:
+            raise RobotsUnreachableError(_miss(error)) from None
+        return RobotsAnswer(404)
+
+    def _target(self, url: str) -> URL:
+        host = host_of(url)
+        if host is None:
+            raise aiohttp.InvalidURL(url, "not an http or https URL")
+        address = literal_address(host)
+        if address is not None and not self._config.may_ask(address):
+            raise BlockedAddressError(f"{host} is not a public address")
+        return URL(url)
+
+    async def _take(self, url: str, response: aiohttp.ClientResponse) -> Body | Redirect | Miss:
+        status = response.status
+        if status in REDIRECTS and "Location" in response.headers:
+            await _drain(response)
+            return Redirect(urljoin(url, response.headers["Location"]), status)
+        if status not in (200, 203):
+            await _drain(response)
+            return Miss(
+                Status.FAILED_TO_DOWNLOAD, Reason.HTTP_STATUS, f"HTTP {status}",
+                transient=status in TRANSIENT_STATUSES, http_status=status,
+                retry_after_s=retry_after_s(response.headers.get("Retry-After")),
+            )  # fmt: skip
+        content_type = response.headers.get("Content-Type")
+        evidence = None
+        if self._config.opt_out:
+            agent = self._config.agent_token
+            evidence = opt_out_evidence(response.headers.items(), self._config.opt_out, agent)
+        if evidence is not None:
+            response.close()
+            return Miss(
+                Status.FILTERED, Reason.OPT_OUT, evidence,
+                http_status=status, content_type=content_type, opt_out=evidence,
+            )  # fmt: skip
+        taken = await self._body(response)
+        if isinstance(taken, bytes):
+            return Body(taken, status, content_type)
+        response.close()
+        if isinstance(taken, Refusal):
+            return Miss(
+                taken.status, taken.reason, taken.detail,
+                http_status=status, content_type=content_type, refusal=taken,
+            )  # fmt: skip
+        return Miss(
+            taken.status, taken.reason, taken.detail, taken.transient,
+            http_status=status, content_type=content_type,
+        )  # fmt: skip
+
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes | Refusal | Miss:
+        """Read the body as it comes, and stop as soon as a bound is crossed or the judge refuses it."""
+        config, clock = self._config, asyncio.get_running_loop().time
+        length = response.content_length
+        if length is not None and length > config.max_wire_bytes:
+            return _failed(Reason.TOO_LARGE, f"{length} bytes announced, {config.max_wire_bytes} allowed")
+        unpack = _unpacker(response.headers.get("Content-Encoding"), config.max_body_bytes)
+        chunks: list[bytes] = []
+        wire = size = 0
+        started, to_judge = (
+            clock(),
+            self._judge is not None and (length is None or length > self._judge_bytes),
+        )
+        async for chunk in response.content.iter_any():
+            wire += len(chunk)
+            if wire > config.max_wire_bytes:
+                return _failed(Reason.TOO_LARGE, f"more than {config.max_wire_bytes} bytes")
+            if unpack is not None:
+                try:
+                    chunk = unpack(chunk)
+                except zlib.error as error:
+                    return _failed(Reason.TRUNCATED_BODY, f"content encoding: {error}")
+            size += len(chunk)
+            if size > config.max_body_bytes:
+                return _failed(Reason.TOO_LARGE, f"more than {config.max_body_bytes} bytes unpacked")
+            chunks.append(chunk)
+            if to_judge and self._judge is not None and not response.content.at_eof():
+                refusal = self._judge(b"".join(chunks))
+                if refusal is not None:
+                    return refusal
+                to_judge = size < _JUDGED_BYTES
+            elapsed = clock() - started
+            if elapsed > config.slow_grace_s and wire < config.min_bytes_per_s * elapsed:
+                return _failed(Reason.TOO_SLOW, f"less than {config.min_bytes_per_s:g} bytes a second")
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def tls_context(config: FetchConfig) -> ssl.SSLContext:
+    """Build the process' one TLS context (about 30 ms with a system's bundle). Raises UserError for a bad bundle."""
+    try:
+        context = ssl.create_default_context(cafile=config.ca_bundle)
+    except (OSError, ssl.SSLError) as error:
+        raise UserError(
+            f"fetch.ca_bundle {config.ca_bundle}: cannot be read as certificates: {error}"
+        ) from None
+    if not config.verify_tls:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def retry_after_s(value: str | None) -> float | None:
+    """Return what a Retry-After header asks for, in seconds from now; None without a readable one."""
+    if not value:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        until = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    until = until if until.tzinfo else until.replace(tzinfo=UTC)
+    return max(0.0, (until - datetime.now(UTC)).total_seconds())
+
+
+def _miss(error: BaseException) -> Miss:
+    """Name what went wrong; the order of the tests matters, since aiohttp's errors inherit from one another."""
+    kind, text = type(error).__name__, str(error)
+    if isinstance(error, BlockedAddressError):
+        return _failed(Reason.BLOCKED_ADDRESS, text)
+    if isinstance(error, UnresolvedError):
+        return _failed(Reason.DNS, text, transient=error.transient, reached=False)
+    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+        return _failed(Reason.TLS, text, reached=False)
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return _failed(Reason.TIMEOUT, "no connection in time", transient=True, reached=False)
+    if isinstance(error, TimeoutError):
+        return _failed(Reason.TIMEOUT, "no answer in time", transient=True, reached=False)
+    if isinstance(error, aiohttp.InvalidURL):
+        return _failed(Reason.BAD_URL, text)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return _failed(Reason.CONNECT, text, transient=True, reached=False)
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return _failed(Reason.TRUNCATED_BODY, text, transient=True)
+    if isinstance(error, aiohttp.ServerDisconnectedError | OSError):
+        return _failed(Reason.CONNECTION_RESET, f"{kind}: {text}", transient=True, reached=False)
+    if isinstance(error, aiohttp.ClientError | HttpProcessingError):
+        words = str(getattr(error, "message", text)).split("\n", 1)[0]  # what follows are the bytes received
+        return _failed(Reason.CONNECTION_RESET, f"not HTTP: {kind}: {words}")
+    return _failed(Reason.BAD_URL, f"{kind}: {text}")
+
+
+def _unpacker(encoding: str | None, max_bytes: int) -> Callable[[bytes], bytes] | None:
+    """Return what unpacks one chunk after another, never to more than one byte above `max_bytes` in all.
+
+    Encodings are not asked for, yet some hosts send them. A body that says gzip and is not is left as it is.
+    """
+    if encoding is None or encoding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
+        return None
+    first_byte = b"\x78" if encoding.strip().lower() == "deflate" else b"\x1f"
+    packed: bool | None = None
+    stream = zlib.decompressobj(wbits=47)
+    total = 0
+
+    def unpack(chunk: bytes) -> bytes:
+        nonlocal packed, total
+        if packed is None:
+            packed = chunk[:1] == first_byte
+        if packed:
+            chunk = stream.decompress(chunk, max(1, max_bytes + 1 - total))
+            total += len(chunk)
+        return chunk
+
+    return unpack
+
+
+async def _drain(response: aiohttp.ClientResponse) -> None:
+    """Read a short body that nobody wants, so that its connection can be kept; a long one costs the connection."""
+    if response.content_length is not None and response.content_length <= _SMALL_BYTES:
+        await response.read()
+    else:
+        response.close()
+
+
+async def _robots_text(response: aiohttp.ClientResponse) -> str:
+    if response.status != 200:
+        await _drain(response)
+        return ""
+    unpack = _unpacker(response.headers.get("Content-Encoding"), MAX_ROBOTS_BYTES)
+    text = b""
+    async for chunk in response.content.iter_any():
+        try:
+            text += unpack(chunk) if unpack else chunk
+        except zlib.error:
+            break
+        if len(text) > MAX_ROBOTS_BYTES:
+            response.close()
+            break
+    return text[:MAX_ROBOTS_BYTES].decode("utf-8-sig", "replace")
+
+
+def _raise_file_limit() -> None:
+    """Let the process hold as many connections as the system allows it; soft limits are often 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,178 @@
+"""Who may be asked now: rows wait in a queue a host, each with its bound on requests in flight and its pace."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from ingest.config import FetchConfig
+
+ItemT = TypeVar("ItemT")
+MAX_IDLE_HOSTS = 20_000
+GIVEN_UP_RESTS = 10
+"""How many rests long a host is given up before it is tried again."""
+TICK_S = 0.002
+"""Times closer than this are the same; event loops ring by the millisecond."""
+
+
+@dataclass
+class Host(Generic[ItemT]):
+    """One host: what waits for it, what is under way, and when it may be asked next (loop time, seconds)."""
+
+    name: str
+    waiting: deque[ItemT] = field(default_factory=deque)
+    in_flight: int = 0
+    next_at: float = 0.0
+    delay_s: float = 0.0
+    failures: int = 0  # to reach it, in a row
+    rests: int = 0
+    resting_until: float = 0.0
+    given_up_until: float = 0.0
+    last_failure: tuple[str, str] = ("", "")
+    listed: bool = False  # in the ready queue, or with a timer set
+
+
+class HostQueues(Generic[ItemT]):
+    """Hands out waiting items such that no host gets more than its share of a worker.
+
+    The bounds of the configuration hold for the whole run: a worker that is one of `workers` takes its part of
+    them. That needs no word between workers; a host whose rows lie with few of them is asked more slowly than
+    it would bear, never faster.
+    """
+
+    def __init__(self, config: FetchConfig, workers: int = 1) -> None:
+        self._config = config
+        self._limit = max(1, -(-config.per_host_in_flight // workers))
+        self._pace_s = workers / config.per_host_per_s if config.per_host_per_s else 0.0
+        self._workers = workers
+        self._hosts: dict[str, Host[ItemT]] = {}
+        self._ready: deque[Host[ItemT]] = deque()
+        self._timers: list[tuple[float, int, str, ItemT | None]] = []
+        self._takers: deque[asyncio.Future[tuple[Host[ItemT], ItemT]]] = deque()
+        self._ticket = itertools.count()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def put(self, host: str, item: ItemT, delay_s: float = 0.0) -> None:
+        """Add an item to a host's queue, `delay_s` seconds from now."""
+        if delay_s > 0:
+            heapq.heappush(self._timers, (self._loop.time() + delay_s, next(self._ticket), host, item))
+            self._set_alarm()
+            return
+        entry = self._hosts.get(host)
+        if entry is None:
+            entry = self._hosts[host] = Host(host)
+        entry.waiting.append(item)
+        self._list(entry)
+        self._serve()
+
+    async def take(self) -> tuple[Host[ItemT], ItemT]:
+        """Wait for an item whose host may be asked now; `done` must follow."""
+        taker: asyncio.Future[tuple[Host[ItemT], ItemT]] = self._loop.create_future()
+        self._takers.append(taker)
+        self._serve()
+        return await taker
+
+    def done(self, host: Host[ItemT]) -> None:
+        """Say that the request for an item taken has ended."""
+        host.in_flight -= 1
+        self._list(host)
+        self._serve()
+        if (
+            not host.waiting
+            and not host.in_flight
+            and len(self._hosts) > MAX_IDLE_HOSTS
+            and not host.failures
+        ):
+            self._hosts.pop(host.name, None)
+
+    def pause(self, host: Host[ItemT], seconds: float) -> None:
+        """Ask this host nothing for a while."""
+        host.next_at = max(host.next_at, self._loop.time() + seconds)
+
+    def slow_down(self, host: Host[ItemT], delay_s: float) -> None:
+        """Keep to the host's Crawl-delay, as far as the configuration lets it."""
+        host.delay_s = min(delay_s, self._config.crawl_delay_cap_s) * self._workers
+
+    def reached(self, host: Host[ItemT]) -> None:
+        """Note that the host answered."""
+        host.failures = host.rests = 0
+
+    def missed(self, host: Host[ItemT], reason: str, detail: str) -> None:
+        """Note that the host could not be reached.
+
+        After too many times in a row it rests, its rows with it, and is then tried by one request at a time;
+        after too many rests it is given up for a while, and its rows end as the last of them did.
+        """
+        host.failures += 1
+        host.last_failure = (reason, detail)
+        now = self._loop.time()
+        if host.failures < self._config.breaker_failures or now < host.resting_until:
+            return
+        host.rests += 1
+        if host.rests > self._config.breaker_rests:
+            host.given_up_until = now + GIVEN_UP_RESTS * self._config.breaker_rest_s
+        else:
+            host.resting_until = now + self._config.breaker_rest_s
+            self.pause(host, self._config.breaker_rest_s)
+
+    def given_up(self, host: Host[ItemT]) -> tuple[str, str] | None:
+        """Return why a host is not asked at all at present, as (reason, detail); None if it is."""
+        return host.last_failure if self._loop.time() < host.given_up_until else None
+
+    def _limit_of(self, host: Host[ItemT]) -> int:
+        is_suspect = host.rests > 0 and self.given_up(host) is None
+        return 1 if is_suspect else self._limit
+
+    def _list(self, host: Host[ItemT]) -> None:
+        """Put a host where it will be seen: among the ready, or in the timers when its pace says later."""
+        if host.listed or not host.waiting or host.in_flight >= self._limit_of(host):
+            return
+        host.listed = True
+        if host.next_at > self._loop.time() + TICK_S:
+            heapq.heappush(self._timers, (host.next_at, next(self._ticket), host.name, None))
+            self._set_alarm()
+        else:
+            self._ready.append(host)
+
+    def _serve(self) -> None:
+        while self._takers and self._ready:
+            if self._takers[0].done():
+                self._takers.popleft()
+                continue
+            host = self._ready.popleft()
+            host.listed = False
+            if host.next_at > self._loop.time() + TICK_S:
+                self._list(host)
+                continue
+            item = host.waiting.popleft()
+            host.in_flight += 1
+            gap = max(self._pace_s, host.delay_s)
+            if gap:
+                host.next_at = self._loop.time() + gap
+            self._takers.popleft().set_result((host, item))
+            self._list(host)
+
+    def _set_alarm(self) -> None:
+        if self._timers and (self._alarm is None or self._alarm.when() > self._timers[0][0]):
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = self._loop.call_at(self._timers[0][0], self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        while self._timers and self._timers[0][0] <= self._loop.time() + TICK_S:
+            _, _, name, item = heapq.heappop(self._timers)
+            if item is not None:
+                self.put(name, item)
+                continue
+            host = self._hosts.get(name)
+            if host is not None:
+                host.listed = False
+                self._list(host)
+        self._set_alarm()
+        self._serve()

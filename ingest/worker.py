@@ -1,0 +1,243 @@
+"""One worker process: an event loop for the network, threads that decode, a writer for each shard in hand."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import queue
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import uvloop
+
+from infra.errors import RunError
+from infra.storage import Folder
+from ingest.config import ImageConfig, IngestConfig
+from ingest.crawl import Crawler, Errand, Fetched, Visit
+from ingest.geometry import STATUS_OF
+from ingest.image import Picture, process, refusal_by_header
+from ingest.reorder import RowOrder
+from ingest.tally import Tally
+from shards.layout import PLAN, RAW, Status, part_name, shard_name, sidecar_schema
+from shards.writer import writing
+
+LARGE_BYTES = 2**20
+"""A body from this size on is judged by its header even when all that counts is the number of pixels."""
+FILTERED_BYTES = 32 * 1024
+"""The same, when small or long pictures are filtered as well."""
+
+
+class AbandonedError(Exception):
+    """The shard is given up since another part of its worker failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """One row at its end, on its way to the shard's writer."""
+
+    index: int
+    row: dict[str, Any]
+    picture: bytes | None
+    fetched: Fetched
+    image_s: float
+
+
+@dataclass
+class _Shard:
+    """One shard in hand: its input rows, and the queue that its writer reads."""
+
+    number: int
+    rows: list[dict[str, Any]]
+    schema: pa.Schema
+    ended: queue.SimpleQueue[_Ended | BaseException] = field(default_factory=queue.SimpleQueue)
+
+
+class ShardWorker:
+    """Makes shards out of plan parts. `run` may be called from several threads at once, for as many shards.
+
+    All shards in hand share one crawler, so that the slow hosts at the end of one leave no gap. Pictures are
+    decoded in `decode_threads` threads, since Pillow lets go of the interpreter lock; each shard has a thread
+    that writes, since a store may make it wait.
+    """
+
+    def __init__(self, corpus: str, config: IngestConfig, workers: int = 1) -> None:
+        """`workers` is how many workers share the bounds that hold for the whole run."""
+        self._config = config
+        self._plan, self._raw = Folder(corpus) / PLAN, Folder(corpus) / RAW
+        self._decoders = ThreadPoolExecutor(config.decode_threads, "decode")
+        self._writers = ThreadPoolExecutor(config.shards_at_once, "write")
+        self._buffered = 0
+        self._buffer_lock = threading.Lock()
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
+        self._thread.start()
+        self._crawler = asyncio.run_coroutine_threadsafe(self._start(workers), self._loop).result()
+
+    def run(self, part: int) -> dict[str, Any]:
+        """Make the shard of plan part `part` and commit it; return the content of its `_stats.json`.
+
+        Raises:
+            RunError: the part is damaged, or the disk is full. No trace of the shard is left.
+        """
+        shard = self._read(part)
+        return asyncio.run_coroutine_threadsafe(self._make(shard), self._loop).result()
+
+    def close(self) -> None:
+        """End all threads and connections."""
+        asyncio.run_coroutine_threadsafe(self._crawler.close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._decoders.shutdown(cancel_futures=True)
+        self._writers.shutdown(cancel_futures=True)
+
+    async def _start(self, workers: int) -> Crawler:
+        image = self._config.image
+        judge = functools.partial(refusal_by_header, config=image)
+        filters = image.min_side > 1 or image.max_aspect is not None
+        return Crawler(self._config.fetch, workers, judge, FILTERED_BYTES if filters else LARGE_BYTES)
+
+    def _read(self, part: int) -> _Shard:
+        name = part_name(part)
+        try:
+            with self._plan.open(name) as stream:
+                table = pq.read_table(stream)
+            others = pa.schema([one for one in table.schema if one.name not in ("key", "url", "caption")])
+            return _Shard(part, table.to_pylist(), sidecar_schema(others))
+        except FileNotFoundError:
+            raise RunError(f"{self._plan.path(name)}: is missing; plan the corpus anew") from None
+        except (OSError, pa.ArrowException) as error:
+            what = " ".join(str(error).split())[:200]
+            raise RunError(
+                f"{self._plan.path(name)}: damaged, cannot be read as parquet: {what}; plan anew"
+            ) from None
+
+    async def _make(self, shard: _Shard) -> dict[str, Any]:
+        errand = Errand(
+            functools.partial(self._fetched, shard),
+            int(self._config.fetch.retry_budget * len(shard.rows)),
+        )
+        writing_it = self._loop.run_in_executor(self._writers, self._write, shard)
+        for index, row in enumerate(shard.rows):
+            self._crawler.send(Visit(errand, index, row["url"], row["key"]))
+        try:
+            await asyncio.wait((writing_it, self._crawler.broken), return_when=asyncio.FIRST_COMPLETED)
+            if self._crawler.broken.done() and not writing_it.done():
+                self._crawler.broken.result()
+            return await writing_it
+        finally:
+            errand.abandoned = True
+            if not writing_it.done():
+                shard.ended.put(AbandonedError())
+                await asyncio.wait((writing_it,))
+
+    def _fetched(self, shard: _Shard, index: int, fetched: Fetched) -> None:
+        """Take a result off the crawler: a body goes to the decoders, anything else is at its end."""
+        if fetched.body is None:
+            shard.ended.put(
+                _Ended(index, _row_without_picture(shard.rows[index], fetched), None, fetched, 0.0)
+            )
+            return
+        self._hold(len(fetched.body))
+        task = self._decoders.submit(self._decode, shard, index, fetched, fetched.body)
+        task.add_done_callback(functools.partial(_pass_on_error, shard))
+
+    def _decode(self, shard: _Shard, index: int, fetched: Fetched, body: bytes) -> None:
+        started = time.monotonic()
+        row, picture = _row_with_body(shard.rows[index], fetched, body, self._config.image)
+        ended = _Ended(index, row, picture, fetched, time.monotonic() - started)
+        self._hold((len(picture) if picture else 0) - len(body))
+        shard.ended.put(ended)
+
+    def _write(self, shard: _Shard) -> dict[str, Any]:
+        extension = self._config.image.format
+        order = RowOrder(self._config.buffer_bytes // 2, self._raw.url if self._raw.is_local else None)
+        tally = Tally()
+        more: dict[str, Any] = {}
+        written: dict[str, Any] = {}
+        try:
+            with writing(self._raw, shard_name(shard.number), shard.schema, more) as writer:
+                for _ in shard.rows:
+                    ended = shard.ended.get()
+                    if isinstance(ended, BaseException):
+                        raise ended
+                    self._hold(-len(ended.picture) if ended.picture else 0)
+                    tally.add(ended.row, ended.fetched, ended.image_s)
+                    order.add(ended.index, ended.row, ended.picture)
+                    for row, picture in order.ready():
+                        writer.add(row, picture, extension)
+                    tally.flush(self._crawler.in_flight)
+                tally.flush(self._crawler.in_flight, now=True)
+                more |= tally.stats()
+                written = writer.stats()
+        finally:
+            order.close()
+        tally.committed()
+        return written | more
+
+    def _hold(self, change: int) -> None:
+        """Count bytes that wait for a decoder or a writer; while there are too many, no request is sent."""
+        with self._buffer_lock:
+            before, self._buffered = self._buffered, self._buffered + change
+            after, limit = self._buffered, self._config.buffer_bytes
+        if before <= limit < after:
+            self._loop.call_soon_threadsafe(self._crawler.room.clear)
+        elif after <= limit < before:
+            self._loop.call_soon_threadsafe(self._crawler.room.set)
+
+
+def _pass_on_error(shard: _Shard, task: Future[None]) -> None:
+    error = task.exception()
+    if error is not None:
+        shard.ended.put(error)
+
+
+def _row_without_picture(row: dict[str, Any], fetched: Fetched) -> dict[str, Any]:
+    attempted = fetched.attempts > 0
+    return row | {
+        "status": fetched.status.value,
+        "reason": fetched.reason.value,
+        "detail": fetched.detail,
+        "http_status": fetched.http_status,
+        "final_url": fetched.final_url,
+        "content_type": fetched.content_type,
+        "attempts": fetched.attempts,
+        "fetched_at": datetime.now(UTC) if attempted else None,
+        "opt_out": fetched.opt_out,
+        "original_width": fetched.original_width,
+        "original_height": fetched.original_height,
+    }
+
+
+def _row_with_body(
+    row: dict[str, Any], fetched: Fetched, body: bytes, config: ImageConfig
+) -> tuple[dict[str, Any], bytes | None]:
+    """Return the row as it goes to the sidecar, and its picture if it has one."""
+    result = process(body, config)
+    facts = _row_without_picture(row, fetched) | {
+        "original_width": result.original_width,
+        "original_height": result.original_height,
+    }
+    if not isinstance(result, Picture):
+        facts |= {"status": result.status.value, "reason": result.reason.value, "detail": result.detail}
+        if result.reason not in STATUS_OF:  # those may be refused before their body is whole
+            facts |= {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+        return facts, None
+    facts |= {
+        "status": Status.SUCCESS.value,
+        "reason": "",
+        "bytes": len(body),
+        "sha256": hashlib.sha256(body).hexdigest(),
+        "phash": result.phash,
+        "phash_quality": result.phash_quality,
+        "width": result.width,
+        "height": result.height,
+    }
+    return facts, result.data
