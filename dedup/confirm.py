@@ -1,0 +1,83 @@
+"""A second look at pictures whose hashes are close: their pixels.
+
+A perceptual hash sees 64x64 grey shapes: a black and a white heart, or a man and a woman in the same pose,
+can hash alike. Two pictures are taken for the same one only if their thumbnails agree even where they
+differ most.
+
+Measured on 4,564 distinct emoji pictures of 128 px, stored as JPEG:
+
+- copies of them (JPEG at quality 60, WebP at 70, scaled to 96, to 64 as JPEG at 80, to 160 as JPEG at 60)
+  lie within 10 bits (90%), 16 bits (99%), 24 bits (all); 720 pairs of distinct pictures lie within 31;
+- of those 720, 27 are equal to the pixel and 14 more pass the threshold of 22 (most are a `man` drawn
+  almost as the `person` is); of the copies 100% pass, of those scaled to half about 95%;
+- in the sample web's list (480 planted copies) 476 go, and 10 samples for another picture that looks almost
+  the same; without this look 837 samples go, about half of them wrongly.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from infra.errors import RunError
+from infra.storage import Folder
+from shards.layout import RAW
+
+SIDE_PX = 32
+WORST_SHARE = 0.01
+"""Share of pixels, those that differ most, whose mean difference decides."""
+
+Thumbnails = npt.NDArray[np.uint8]
+
+
+class Thumbnailer:
+    """Reads pictures out of raw shards and makes their thumbnails; a Ray actor holds one."""
+
+    def __init__(self, corpus: str) -> None:
+        self.raw = Folder(corpus) / RAW
+
+    def run(self, task: tuple[str, Sequence[tuple[int, int]]]) -> Thumbnails:
+        """Return the thumbnails `[n, 32, 32, 3]` of `(shard, [(offset, bytes), ...])`.
+
+        Raises:
+            RunError: an image in the shard cannot be decoded; the message says where.
+        """
+        shard, places = task
+        thumbnails = np.empty((len(places), SIDE_PX, SIDE_PX, 3), np.uint8)
+        with self.raw.open(f"{shard}.tar") as tar:
+            for row, (offset, size) in enumerate(places):
+                tar.seek(offset)
+                try:
+                    thumbnails[row] = thumbnail(tar.read(size))
+                except (OSError, ValueError) as error:
+                    raise RunError(
+                        f"{self.raw.path(shard)}.tar: the image at byte {offset} cannot be decoded "
+                        f"({error}); see what else is wrong with `pairmill verify`"
+                    ) from None
+        return thumbnails
+
+
+def thumbnail(data: bytes) -> npt.NDArray[np.uint8]:
+    """Return an encoded picture as `[32, 32, 3]`, squeezed to a square."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (2 * SIDE_PX, 2 * SIDE_PX))
+        small = image.convert("RGB").resize((SIDE_PX, SIDE_PX), Image.Resampling.BOX)
+    return np.asarray(small)
+
+
+def differences(first: Thumbnails, second: Thumbnails) -> npt.NDArray[np.float32]:
+    """Return how far thumbnails `[P, 32, 32, 3]` and `[P, 32, 32, 3]` differ, as `[P]`, 0 to 255.
+
+    The mean over colours, then over the worst 1% of pixels: one changed detail counts, noise everywhere
+    does not.
+    """
+    gap = np.abs(first.astype(np.int16) - second.astype(np.int16)).mean(axis=3, dtype=np.float32)
+    worst = max(1, int(SIDE_PX * SIDE_PX * WORST_SHARE))
+    flat = gap.reshape(len(gap), SIDE_PX * SIDE_PX)
+    split = flat.shape[1] - worst
+    result: npt.NDArray[np.float32] = np.partition(flat, split, axis=1)[:, split:].mean(axis=1)
+    return result

@@ -1,0 +1,49 @@
+"""The stage's tasks, done in this process where they are few, on Ray where they are many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+import ray
+
+from infra.cluster import ClusterConfig, run_bounded, session
+from infra.errors import RunError
+
+TaskT = TypeVar("TaskT", contravariant=True)
+
+
+class Worker(Protocol[TaskT]):
+    """Does one task after the other."""
+
+    def run(self, task: TaskT) -> Any:
+        """Return the task's value."""
+
+
+def here(worker: Worker[TaskT], tasks: Sequence[TaskT]) -> Iterator[tuple[TaskT, Any]]:
+    """Yield each task with its value, done by `worker` in this process."""
+    for task in tasks:
+        yield task, worker.run(task)
+
+
+def on_ray(
+    worker: type, arguments: tuple[Any, ...], tasks: Sequence[TaskT], cluster: ClusterConfig
+) -> Iterator[tuple[TaskT, Any]]:
+    """Yield each task with its value, as they come, done by actors that are `worker(*arguments)`.
+
+    Raises:
+        RunError: a task failed.
+    """
+    if not tasks:
+        return
+    with session(cluster) as cores:
+        actor: Any = ray.remote(num_cpus=1)(worker)
+        for outcome in run_bounded(
+            lambda: actor.remote(*arguments),
+            tasks,
+            workers=min(cores, len(tasks)),
+            retries=cluster.retries,
+        ):
+            if outcome.error is not None:
+                raise RunError(outcome.error)
+            yield outcome.task, outcome.value

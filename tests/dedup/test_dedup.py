@@ -1,0 +1,211 @@
+"""The stage on real pictures: who goes for whom, the same however the work is cut, and after any interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pdqhash
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dedup import run
+from dedup.config import DedupConfig
+from dedup.run import dedup
+from dedup.signature import SIGNATURES, SignatureWriter
+from infra.cluster import ClusterConfig
+from infra.config import Config
+from infra.errors import UserError
+from infra.lock import exclusive
+from infra.storage import Folder
+from pairmill.sample_web import archive
+from shards.layout import DEDUP, PLAN, RAW, REMOVED, SIDECAR, Reason, Status, sample_key, shard_name
+from shards.manifest import Manifest
+from shards.writer import committed, writing
+
+Row = dict[str, Any]
+
+LOCAL = ClusterConfig(cpus=2)
+
+
+class NoConfig(Config):
+    """A stage that was told nothing."""
+
+
+def row_of(body: bytes, caption: str = "a picture", **fields: Any) -> Row:
+    """A sample as ingest would describe it; `fields` overrule."""
+    image = Image.open(io.BytesIO(body)).convert("RGB")
+    bits, quality = pdqhash.compute(np.asarray(image.resize((256, 256), Image.Resampling.BILINEAR)))
+    return {
+        "caption": caption, "status": Status.SUCCESS.value, "reason": "", "image": body,
+        "sha256": hashlib.sha256(body).hexdigest(),
+        "phash": np.packbits(bits.astype(np.uint8)).tobytes().hex(), "phash_quality": int(quality),
+        "width": image.width, "height": image.height,
+        "original_width": image.width, "original_height": image.height,
+    } | fields  # fmt: skip
+
+
+def failed_row(reason: Reason = Reason.TIMEOUT) -> Row:
+    return {
+        "caption": "lost", "status": Status.FAILED_TO_DOWNLOAD.value, "reason": reason.value, "image": None,
+    }  # fmt: skip
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def write_corpus(path: Path, rows: Sequence[Row], rows_per_shard: int) -> str:
+    """Write `rows` as the raw shards of a corpus whose plan and ingest are done."""
+    folder = Folder(path)
+    manifest = Manifest.open(folder)
+    shards = range(0, max(1, len(rows)), rows_per_shard)
+    for stage, totals in ((PLAN, {"parts": len(shards)}), (RAW, {"rows_in": len(rows)})):
+        manifest.begin(stage, NoConfig())
+        manifest.finish(stage, totals)
+    for shard, start in enumerate(shards):
+        with writing(folder / RAW, shard_name(shard), SIDECAR, {}) as writer:
+            for number, row in enumerate(rows[start : start + rows_per_shard]):
+                key = sample_key(shard, number)
+                fields = {name: value for name, value in row.items() if name != "image"}
+                writer.add({"key": key, "url": f"http://x.test/{key}", **fields}, row["image"])
+    return folder.url
+
+
+def picture(key: str, side_px: int = 128) -> Image.Image:
+    return archive.by_key()[key].image(side_px)
+
+
+def removed(corpus: str) -> dict[str, dict[str, Any]]:
+    table = pq.read_table(io.BytesIO((Folder(corpus) / DEDUP).read(REMOVED)))
+    return {row["key"]: row for row in table.to_pylist()}
+
+
+def copies() -> list[Row]:
+    """Four pictures; the first with a byte copy, a JPEG, a WebP and a larger version; a row that failed."""
+    fox, pig = picture("noto-1f98a"), picture("noto-1f437")
+    return [
+        row_of(encoded(fox), "fox"),
+        row_of(encoded(pig), "pig"),
+        failed_row(),
+        row_of(encoded(fox), "the same bytes with a longer caption"),
+        row_of(encoded(fox, "JPEG", quality=60), "fox"),
+        row_of(encoded(fox, "WEBP", quality=70), "fox"),
+        row_of(encoded(picture("noto-1f98a", 192), "JPEG", quality=80), "fox, larger"),
+        row_of(encoded(picture("noto-1f43b")), "bear"),
+    ]
+
+
+def test_copies_go_for_the_best_one_and_nothing_else_goes(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path, copies(), 3)
+    totals = dedup(corpus, DedupConfig(), LOCAL)
+    gone = removed(corpus)
+    assert set(gone) == {"000000000", "000010000", "000010001", "000010002"}
+    assert {row["kept_key"] for row in gone.values()} == {"000020000"}
+    assert {row["component"] for row in gone.values()} == {0}
+    assert {row["method"] for row in gone.values()} == {"perceptual"}
+    assert all(row["distance"] <= 31 for row in gone.values())
+    assert totals["rows_in"] == totals["kept"] + totals["removed"] == sum(totals["by_status"].values()) == 7
+    assert totals["by_reason"] == {"duplicate_perceptual": 4}
+    assert (totals["components"], totals["largest_component"]) == (1, 5)
+    assert Manifest.existing(Folder(corpus)).totals(DEDUP) == totals
+
+
+@pytest.mark.parametrize(("keep", "kept_key"), [("first", "000000000"), ("caption", "000010000")])
+def test_the_keep_policy_decides_who_stays(tmp_path: Path, keep: Any, kept_key: str) -> None:
+    corpus = write_corpus(tmp_path, copies(), 3)
+    dedup(corpus, DedupConfig(keep=keep), LOCAL)
+    gone = removed(corpus)
+    assert {row["kept_key"] for row in gone.values()} == {kept_key}
+    same_bytes = {"000000000", "000010000"} - {kept_key}
+    assert {key for key, row in gone.items() if row["method"] == "exact"} == same_bytes
+    assert gone[same_bytes.pop()]["distance"] == 0
+
+
+def test_the_outcome_does_not_depend_on_shards_or_on_where_the_work_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys follow the shards, so rows are compared by their place."""
+    outcomes = []
+    for number, rows_per_shard in enumerate((2, 3, 8)):
+        corpus = write_corpus(tmp_path / str(number), copies(), rows_per_shard)
+        if number == 1:
+            monkeypatch.setattr(run, "FEW_HASHES", 0)
+            monkeypatch.setattr(run, "FEW_PICTURES", 0)
+        dedup(corpus, DedupConfig(), LOCAL)
+
+        def place(key: str, width: int = rows_per_shard) -> int:
+            return int(key[:-4]) * width + int(key[-4:])
+
+        outcomes.append(
+            [(place(key), place(row["kept_key"]), row["distance"]) for key, row in removed(corpus).items()]
+        )
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+def test_pictures_whose_hashes_agree_but_whose_colours_differ_both_stay(tmp_path: Path) -> None:
+    rows = [row_of(encoded(picture(f"noto-{code}"))) for code in ("1f7e8", "1f7e7", "1f49b", "1f9e1")]
+    assert dedup(write_corpus(tmp_path / "a", rows, 8), DedupConfig(), LOCAL)["removed"] == 0
+    blind = DedupConfig(confirm=False, min_quality=0)
+    assert dedup(write_corpus(tmp_path / "b", rows, 8), blind, LOCAL)["removed"] == 2
+
+
+def test_flat_pictures_join_nothing_but_equal_bytes_do(tmp_path: Path) -> None:
+    flat = [Image.new("RGB", (64, 64), colour) for colour in ("#888888", "#898989", "#888888")]
+    corpus = write_corpus(tmp_path, [row_of(encoded(image)) for image in flat], 8)
+    totals = dedup(corpus, DedupConfig(), LOCAL)
+    assert totals["by_reason"] == {"duplicate_exact": 1}
+    assert totals["unhashed"] == 3
+
+
+def test_all_samples_equal_are_one_component(tmp_path: Path) -> None:
+    body = encoded(picture("noto-1f98a"))
+    rows = [row_of(body, sha256=f"{number:064x}") for number in range(300)]
+    totals = dedup(write_corpus(tmp_path, rows, 100), DedupConfig(), LOCAL)
+    assert (totals["kept"], totals["components"], totals["largest_component"]) == (1, 1, 300)
+
+
+def test_a_corpus_without_samples_has_no_duplicates(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path, [failed_row()], 8)
+    assert dedup(corpus, DedupConfig(), LOCAL)["rows_in"] == 0
+    assert removed(corpus) == {}
+
+
+def test_rows_without_a_perceptual_hash_are_compared_by_body_alone(tmp_path: Path) -> None:
+    fox = encoded(picture("noto-1f98a"))
+    rows = [row_of(fox, phash=None, phash_quality=None), row_of(fox, phash=None, phash_quality=None)]
+    totals = dedup(write_corpus(tmp_path, rows, 8), DedupConfig(), LOCAL)
+    assert totals["by_reason"] == {"duplicate_exact": 1}
+
+
+def test_an_interrupted_run_goes_on_and_a_finished_one_is_left_alone(tmp_path: Path) -> None:
+    whole = write_corpus(tmp_path / "whole", copies(), 3)
+    dedup(whole, DedupConfig(), LOCAL)
+    corpus = write_corpus(tmp_path / "parts", copies(), 3)
+    folder = Folder(corpus)
+    Manifest.existing(folder).begin(DEDUP, DedupConfig())
+    SignatureWriter(corpus).run(committed(folder / RAW)[0])
+    (tmp_path / "parts" / DEDUP / ".tmp-removed.parquet-00").write_bytes(b"torn")
+    totals = dedup(corpus, DedupConfig(), LOCAL)
+    assert (folder / DEDUP).read(REMOVED) == (Folder(whole) / DEDUP).read(REMOVED)
+    assert not list((tmp_path / "parts" / DEDUP).glob(".tmp-*"))
+    (folder / DEDUP / SIGNATURES).delete_tree()
+    assert dedup(corpus, DedupConfig(), LOCAL) == totals
+
+
+def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no corpus here"):
+        dedup(str(tmp_path / "nothing"), DedupConfig(), LOCAL)
+    corpus = write_corpus(tmp_path / "corpus", copies(), 8)
+    with exclusive(Folder(corpus)), pytest.raises(UserError, match="already working"):
+        dedup(corpus, DedupConfig(), LOCAL)
+    dedup(corpus, DedupConfig(), LOCAL)
+    with pytest.raises(UserError, match="distance: 31 there, 12 now"):
+        dedup(corpus, DedupConfig(distance=12), LOCAL)
