@@ -1,0 +1,171 @@
+"""Batches and augmentation: the same at every world size, resumable, and what bad input says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from infra.errors import UserError
+from infra.storage import Folder
+from shards.index import build, save
+from shards.tar import END, header, padded
+from train.augment import AugmentConfig, augment, crop_box, draws, normalise
+from train.config import RunConfig
+from train.data import Batch, PairReader, captions, shuffled
+from train.tokenizer import CorpusTokenizer
+
+STRONG = AugmentConfig(
+    flip=0.5,
+    rotation_degrees=30,
+    zoom_out=0.3,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.5,
+    hue_degrees=40,
+    grey=0.2,
+    blur=0.5,
+    erase=0.5,
+)
+MakeConfig = Callable[..., RunConfig]
+
+
+def reader(config: RunConfig, rank: int = 0, world_size: int = 1) -> PairReader:
+    """A rank's batches."""
+    tokenizer = CorpusTokenizer.train(captions(config.data.folder), 320)
+    return PairReader(config.data, config.augment, tokenizer, 16, rank=rank, world_size=world_size)
+
+
+def take(source: PairReader, steps: int) -> list[Batch]:
+    """The next batches; the reader's thread is ended."""
+    batches = iter(source)
+    taken = [next(batches) for _ in range(steps)]
+    batches.close()  # type: ignore[attr-defined]
+    return taken
+
+
+def test_draws_are_uniform_and_belong_to_the_key() -> None:
+    """A row depends on seed, epoch and its key alone."""
+    keys = [f"{number:09d}" for number in range(2000)]
+    together = draws(1, 2, keys)
+    assert together.min() >= 0
+    assert together.max() < 1
+    assert abs(together.mean() - 0.5) < 0.01
+    assert np.abs(np.corrcoef(together.T) - np.eye(together.shape[1])).max() < 0.1
+    assert (draws(1, 2, keys[7:8]) == together[7:8]).all()
+    assert (draws(1, 3, keys[7:8]) != together[7:8]).all()
+    assert (draws(2, 2, keys[7:8]) != together[7:8]).all()
+
+
+def test_augmentation_of_a_sample_does_not_depend_on_its_batch() -> None:
+    """Alone or among others, the same picture comes out."""
+    images = torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8)
+    numbers = torch.from_numpy(draws(0, 0, [str(number) for number in range(12)]))
+    together = augment(images, numbers, STRONG)
+    alone = torch.cat([augment(images[k : k + 1], numbers[k : k + 1], STRONG) for k in range(12)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    assert not torch.allclose(together, normalise(images))
+
+
+def test_no_augmentation_is_normalisation() -> None:
+    """With everything at 0 the picture is only normalised."""
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    torch.testing.assert_close(
+        augment(images, torch.rand(4, 24), AugmentConfig()), normalise(images), rtol=0, atol=1e-5
+    )
+
+
+def test_white_can_be_kept_white() -> None:
+    """`keep_white`: colours move, the ground does not."""
+    white = torch.full((8, 3, 4, 4), 255, dtype=torch.uint8)
+    config = STRONG.model_copy(update={"keep_white": True, "erase": 0.0})
+    torch.testing.assert_close(augment(white, torch.rand(8, 24), config), normalise(white), rtol=0, atol=1e-4)
+
+
+def test_crops_stay_inside() -> None:
+    """Every box lies in the picture and has about the area asked for."""
+    config = AugmentConfig(crop_scale=(0.5, 0.9))
+    for numbers in draws(0, 0, [str(number) for number in range(200)]):
+        left, upper, right, lower = crop_box((60, 40), numbers, config)
+        assert 0 <= left < right <= 60 + 1e-6
+        assert 0 <= upper < lower <= 40 + 1e-6
+        assert (right - left) * (lower - upper) <= 0.91 * 2400
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_batches_do_not_depend_on_world_size_or_threads(make_config: MakeConfig, world_size: int) -> None:
+    """The ranks' parts, put together, are one process' batches to the bit, over the end of an epoch."""
+    alone = take(reader(make_config()), 8)
+    config = make_config(data={"threads": 3, "prefetch": 1, "cache_bytes": 5000})
+    parts = [take(reader(config, rank, world_size), 8) for rank in range(world_size)]
+    for step, batch in enumerate(alone):
+        assert sum((part[step].keys for part in parts), ()) == batch.keys
+        assert torch.equal(torch.cat([part[step].images for part in parts]), batch.images)
+        assert torch.equal(torch.cat([part[step].numbers for part in parts]), batch.numbers)
+
+
+def test_reader_resumes_at_another_world_size(make_config: MakeConfig) -> None:
+    """State after 4 steps of one process, taken over by two."""
+    first = reader(make_config())
+    expected = take(reader(make_config()), 9)[4:]
+    taken = take(first, 4)
+    assert first.state_dict() == taken[-1].state
+    parts = []
+    for rank in range(2):
+        part = reader(make_config(), rank, 2)
+        part.load_state_dict(first.state_dict())
+        parts.append(take(part, 5))
+    for step, batch in enumerate(expected):
+        assert parts[0][step].keys + parts[1][step].keys == batch.keys
+
+
+def test_epochs_crop_differently(make_config: MakeConfig) -> None:
+    """A sample seen again is not cropped as before."""
+    source = reader(make_config())
+    steps = source.stream.steps_per_epoch
+    seen: dict[str, torch.Tensor] = {}
+    again = [
+        (image, seen.setdefault(key, image))
+        for batch in take(source, 2 * steps)
+        for key, image in zip(batch.keys, batch.images, strict=True)
+    ]
+    repeated = [torch.equal(*pair) for pair in again if pair[0] is not pair[1]]
+    assert len(repeated) > steps
+    assert sum(repeated) < len(repeated) / 4
+
+
+def test_smaller_pictures_come_first(make_config: MakeConfig) -> None:
+    """`early_image_size` holds for its share of the run."""
+    source = reader(make_config(data={"early_image_size": 8, "early_share": 0.5}))
+    source.total = 6 * 16
+    assert [batch.images.shape[-1] for batch in take(source, 6)] == [8, 8, 8, 16, 16, 16]
+
+
+def test_shuffled_captions_are_a_permutation(make_config: MakeConfig) -> None:
+    """The control experiment moves every caption somewhere, the same on every rank."""
+    config = make_config(data={"shuffle_captions": True})
+    texts = captions(config.data.folder)
+    moved = shuffled(texts, config.data.seed)
+    assert sorted(moved) == sorted(texts)
+    assert sum(one == other for one, other in zip(moved, texts, strict=True)) < 10
+    plain, control = take(reader(make_config()), 1)[0], take(reader(config), 1)[0]
+    assert torch.equal(plain.images, control.images)
+    assert not torch.equal(plain.tokens, control.tokens)
+
+
+def test_picture_that_cannot_be_decoded_is_named(tmp_path: Path, make_config: MakeConfig) -> None:
+    """A text under a picture's name: the error says which sample of which shard."""
+    folder = Folder(tmp_path / "bad")
+    with folder.create("00000.tar") as tar:
+        for number in range(20):
+            for name, data in (("png", b"no picture"), ("txt", b"words")):
+                tar.write(
+                    header(f"{number:09d}.{name}", len(data)) + data + bytes(padded(len(data)) - len(data))
+                )
+        tar.write(END)
+    save(folder, build(folder))
+    with pytest.raises(UserError, match=r"00000.tar \d{9}.png: not a picture"):
+        take(reader(make_config(data={"folder": folder.url})), 1)

@@ -1,0 +1,105 @@
+"""A training run's configuration, read from RUN.toml."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from infra.config import Config, knob
+from train.augment import AugmentConfig
+from train.length import Length
+from train.model import ModelConfig
+from train.optim import OptimConfig
+from train.tokenizer import TokenizerConfig
+
+
+class DataConfig(Config):
+    """What is trained on, and how it becomes batches."""
+
+    folder: str = Field(default="", description="shard folder, any fsspec URL")
+    global_batch_size: int = Field(default=256, ge=2, description="samples of a step, over all ranks")
+    seed: int = Field(
+        default=0, ge=0, description="seed of the order, of crops and colours, and of the first weights"
+    )
+    image_size: int = Field(default=64, ge=8, description="side of the pictures trained on, pixels")
+    early_image_size: int = Field(
+        default=0, ge=0, description="a smaller side for the first part of the run, pixels; 0: none"
+    )
+    early_share: float = Field(
+        default=0.5, ge=0, le=1, description="share of the run that `early_image_size` is for"
+    )
+    shuffle_captions: bool = Field(
+        default=False,
+        description="control experiment: every picture gets the caption of another, so nothing is learned",
+    )
+    caption_limit: int = Field(default=1_000_000, ge=1, description="captions read to train a vocabulary")
+    cache_bytes: int = knob(256 * 2**20, "decoded pictures kept in memory on each rank, bytes", ge=0)
+    threads: int = knob(2, "threads that decode and crop, on each rank", ge=1)
+    prefetch: int = knob(3, "batches prepared ahead, on each rank", ge=1)
+
+
+class ObjectiveConfig(Config):
+    """What is minimised."""
+
+    name: str = Field(default="clip", description="objective, by name")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="target weight spread evenly over a row's pairs"
+    )
+    same_text: Literal["negative", "positive"] = Field(
+        default="negative",
+        description="pictures of one caption in a batch: negatives, as in CLIP, or sharing the target",
+    )
+
+
+class ParallelConfig(Config):
+    """How the model is computed."""
+
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto",
+        description="arithmetic of the towers (auto: bfloat16 where the processor has it); "
+        "weights, optimiser and loss stay in float32",
+    )
+    channels_last: bool = Field(
+        default=True, description="keep pictures as [B, H, W, C] in memory, which convolutions prefer"
+    )
+    threads: int = knob(0, "CPU threads of each rank; 0: the machine's cores shared out evenly", ge=0)
+    timeout_s: float = knob(600.0, "seconds a collective may wait for a rank before the run ends", gt=0)
+
+
+class CheckpointConfig(Config):
+    """When the run's state is written down."""
+
+    every: Length = knob("10%", "distance between checkpoints, a length")
+    keep: int = knob(2, "newest checkpoints kept", ge=1)
+
+
+class LogConfig(Config):
+    """What is written to log.jsonl."""
+
+    every: Length = knob("10 steps", "distance between log lines, a length")
+
+
+class EvaluateConfig(Config):
+    """Zero-shot measurements while training."""
+
+    suite: str = Field(default="", description="suite folder measured during training; empty: none")
+    every: Length = Field(default="20%", description="distance between measurements, a length")
+
+
+class RunConfig(Config):
+    """One training run."""
+
+    length: Length = Field(default="32 epochs", description="length of the run: samples, steps or epochs")
+    data: DataConfig = Field(default=DataConfig(), description="corpus and batches")
+    tokenizer: TokenizerConfig = Field(default=TokenizerConfig(), description="vocabulary")
+    model: ModelConfig = Field(default=ModelConfig(), description="both towers")
+    augment: AugmentConfig = Field(default=AugmentConfig(), description="random changes to pictures")
+    objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="loss")
+    optim: OptimConfig = Field(default=OptimConfig(), description="optimiser and schedule")
+    parallel: ParallelConfig = Field(default=ParallelConfig(), description="processes and arithmetic")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="checkpoints")
+    log: LogConfig = Field(default=LogConfig(), description="log lines")
+    evaluate: EvaluateConfig = Field(
+        default_factory=EvaluateConfig, description="measurements while training"
+    )

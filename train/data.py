@@ -1,0 +1,324 @@
+"""From shards to batches: a webdataset pipeline over this rank's part of the stream, made ahead."""
+
+from __future__ import annotations
+
+import io
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset as wds
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from infra.errors import UserError
+from infra.storage import Folder
+from shards.index import load_or_scan
+from shards.reads import Reader
+from shards.sample import IMAGES, BadSampleError, parse
+from shards.stream import ShardStream
+from train.augment import AugmentConfig, crop_box, draws
+from train.config import DataConfig
+from train.tokenizer import Tokenizer, pad
+
+Sample = dict[str, Any]
+
+ENDLESS_EPOCHS = 1_000_000
+"""Epochs asked of the stream: the loop decides when a run is over, by samples."""
+CAPTIONS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of a step.
+
+    Attributes:
+        images: cropped pictures, uint8 `[B, 3, H, W]`.
+        tokens: token ids `[B, L]`, padded with 0.
+        numbers: the samples' uniform draws `[B, DRAWS]`, for `augment`.
+        keys: the samples' keys.
+        state: the stream's state after this batch.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    numbers: Tensor
+    keys: tuple[str, ...]
+    state: dict[str, int]
+
+
+class DecodedCache:
+    """Decoded pictures by key, as long as they fit into `limit_bytes`; the first ones stay."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.held_bytes = 0
+        self._pictures: dict[str, Image.Image] = {}
+        self._lock = threading.Lock()
+
+    def picture(self, sample: Sample) -> Image.Image:
+        """Return a sample's picture, RGB."""
+        key = f"{sample.get('__index__', '')}/{sample['__key__']}"
+        found = self._pictures.get(key)
+        if found is None:
+            found = decode(sample)
+            size = 4 * found.width * found.height  # Pillow holds four bytes a pixel
+            with self._lock:
+                if key not in self._pictures and self.held_bytes + size <= self.limit_bytes:
+                    self._pictures[key] = found
+                    self.held_bytes += size
+        return found
+
+
+def decode(sample: Sample) -> Image.Image:
+    """Decode a sample's picture to RGB. Raises UserError with its key if it cannot be decoded."""
+    extension = next(name for name in IMAGES if name in sample)
+    try:
+        with Image.open(io.BytesIO(sample[extension])) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        where = f"{sample.get('__url__', '')} {sample['__key__']}.{extension}".strip()
+        raise UserError(
+            f"{where}: not a picture ({error}); see what else is wrong with `pairmill verify`"
+        ) from None
+
+
+class PairReader:
+    """The stream of one rank as `Batch`es, made ahead of time by a thread.
+
+    Args:
+        config: what is read.
+        crop: how pictures are cropped.
+        tokenizer: cuts captions.
+        context: longest text, tokens.
+        rank: this process' number.
+        world_size: number of processes.
+
+    Raises:
+        UserError: no shards, a batch that the ranks do not divide, or a corpus smaller than a batch.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        crop: AugmentConfig,
+        tokenizer: Tokenizer,
+        context: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.config, self.crop, self.tokenizer, self.context = config, crop, tokenizer, context
+        self.rank, self.world_size = rank, world_size
+        self.stream = open_stream(config, rank, world_size)
+        self.total = 0  # samples of the whole run, of which `early_share` is a share
+        self.waited_s = 0.0
+        self._state = self.stream.state_dict()
+        self._cache = DecodedCache(config.cache_bytes)
+        self._tokens: dict[str, list[int]] = {}
+        self._shuffled = shuffled(captions(config.folder), config.seed) if config.shuffle_captions else None
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples of an epoch over all ranks."""
+        return self.stream.steps_per_epoch * self.config.global_batch_size
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the stream stands after the last batch handed out."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a state, at any world size. Raises UserError for another corpus or batch."""
+        self.stream.load_state_dict(state)
+        self._state = self.stream.state_dict()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches from where the stream stands, without end; `waited_s` adds up the waiting."""
+        with ThreadPoolExecutor(self.config.threads, thread_name_prefix="decode") as pool:
+            local = self.config.global_batch_size // self.world_size
+            pipeline = wds.DataPipeline(
+                self.stream.source(),
+                mapped_by(pool, self._prepare, ahead=2 * local),
+                wds.batched(local, collation_fn=self._collate, partial=False),
+            )
+            with Prefetched(pipeline, self.config.prefetch) as batches:
+                started = time.monotonic()
+                for batch in batches:
+                    self.waited_s += time.monotonic() - started
+                    self._state = batch.state
+                    yield batch
+                    started = time.monotonic()
+
+    def _prepare(self, sample: Sample) -> Sample:
+        picture = self._cache.picture(sample)
+        numbers = draws(self.config.seed, sample["__epoch__"], [sample["__key__"]])[0]
+        side = self._side(sample)
+        box = crop_box(picture.size, numbers, self.crop)
+        cropped = picture.resize((side, side), Image.Resampling.BILINEAR, box=box)
+        return {**sample, "crop": np.asarray(cropped), "numbers": numbers, "ids": self._ids(sample)}
+
+    def _side(self, sample: Sample) -> int:
+        step = sample["__epoch__"] * self.stream.steps_per_epoch + sample["__step__"]
+        is_early = step * self.config.global_batch_size < self.config.early_share * self.total
+        return (
+            self.config.early_image_size
+            if is_early and self.config.early_image_size
+            else self.config.image_size
+        )
+
+    def _ids(self, sample: Sample) -> list[int]:
+        caption = sample["txt"].decode("utf-8", "replace")
+        if self._shuffled is not None:
+            caption = self._shuffled[sample["__index__"]]
+        ids = self._tokens.get(caption)
+        if ids is None:
+            ids = self.tokenizer.encode(caption, self.context)
+            if len(self._tokens) < CAPTIONS_AT_ONCE * 64:
+                self._tokens[caption] = ids
+        return ids
+
+    def _collate(self, samples: Sequence[Sample]) -> Batch:
+        images = torch.from_numpy(np.stack([sample["crop"] for sample in samples]))
+        numbers: NDArray[np.float32] = np.stack([sample["numbers"] for sample in samples])
+        state = self.stream.state_dict() | {
+            "epoch": samples[-1]["__epoch__"],
+            "step": samples[-1]["__step__"] + 1,
+        }
+        return Batch(
+            images=images.permute(0, 3, 1, 2),
+            tokens=pad([sample["ids"] for sample in samples]),
+            numbers=torch.from_numpy(numbers),
+            keys=tuple(sample["__key__"] for sample in samples),
+            state=state,
+        )
+
+
+def open_stream(config: DataConfig, rank: int = 0, world_size: int = 1) -> ShardStream:
+    """Open a rank's stream of the corpus.
+
+    Raises:
+        UserError: no folder named, no shards there, a global batch that the ranks do not divide, or fewer
+            samples than a batch.
+    """
+    if not config.folder:
+        raise UserError("data.folder: names no folder; give the folder of shards to train on")
+    batch = config.global_batch_size
+    if batch % world_size:
+        raise UserError(
+            f"data.global_batch_size: {batch} cannot be shared evenly by {world_size} ranks; "
+            f"take a multiple of {world_size}, for example {-(-batch // world_size) * world_size}"
+        )
+    samples = load_or_scan(Folder(config.folder)).samples
+    if samples < batch:
+        raise UserError(
+            f"{config.folder}: its {samples} samples are fewer than one batch of {batch}; "
+            + (
+                f"set data.global_batch_size to {samples} or less"
+                if samples > 1
+                else "build the corpus first"
+            )
+        )
+    return ShardStream(
+        config.folder,
+        global_batch_size=batch,
+        rank=rank,
+        world_size=world_size,
+        seed=config.seed,
+        epochs=ENDLESS_EPOCHS,
+    )
+
+
+def captions(folder: str, limit: int | None = None) -> list[str]:
+    """Return the captions of the first `limit` samples of a shard folder, in the folder's order.
+
+    A sample that cannot be read gives an empty caption, so that positions stay those of the index.
+    """
+    reader = Reader(Folder(folder), load_or_scan(Folder(folder)), patience_s=30.0)
+    count = min(reader.index.samples, limit or reader.index.samples)
+    found: list[str] = []
+    for first in range(0, count, CAPTIONS_AT_ONCE):
+        for piece in reader.read(first, min(first + CAPTIONS_AT_ONCE, count)):
+            if piece.fault is not None:
+                raise piece.fault
+            found += [_caption(piece.sample(piece.first + row)) for row in range(len(piece.ends))]
+    return found
+
+
+def shuffled(texts: Sequence[str], seed: int) -> list[str]:
+    """Return the texts in a random order that `seed` names."""
+    return [texts[number] for number in np.random.default_rng(seed).permutation(len(texts))]
+
+
+def mapped_by(
+    pool: ThreadPoolExecutor, function: Callable[[Sample], Sample], ahead: int
+) -> Callable[[Iterable[Sample]], Iterator[Sample]]:
+    """Return a webdataset stage that applies `function` in a pool's threads, to `ahead` samples at a time.
+
+    Samples come out in the order they went in.
+    """
+
+    def stage(samples: Iterable[Sample]) -> Iterator[Sample]:
+        waiting: deque[Future[Sample]] = deque()
+        for sample in samples:
+            waiting.append(pool.submit(function, sample))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    return stage
+
+
+class Prefetched:
+    """Runs an iterable in a thread, `depth` items ahead; an error there is raised here."""
+
+    def __init__(self, items: Iterable[Batch], depth: int) -> None:
+        self._items = items
+        self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True)
+
+    def __enter__(self) -> Iterator[Batch]:
+        self._thread.start()
+        return self._taken()
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+        while self._thread.is_alive():
+            self._drain()
+            self._thread.join(timeout=0.05)
+
+    def _taken(self) -> Iterator[Batch]:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def _fill(self) -> None:
+        try:
+            for item in self._items:
+                self._queue.put(item)
+                if self._left.is_set():
+                    return
+            self._queue.put(None)
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for the batch
+            self._queue.put(error)
+
+    def _drain(self) -> None:
+        while not self._queue.empty():
+            self._queue.get_nowait()
+
+
+def _caption(data: bytes) -> str:
+    try:
+        return str(parse(data, ("txt",))["txt"].decode("utf-8", "replace"))
+    except BadSampleError:
+        return ""

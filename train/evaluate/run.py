@@ -1,0 +1,155 @@
+"""Measures a checkpoint on a suite: classification, retrieval and the predictions themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from infra.config import parse
+from infra.errors import RunError, UserError
+from infra.storage import Folder
+from train import checkpoint
+from train.augment import normalise
+from train.config import RunConfig
+from train.evaluate.retrieval import distinct, retrieval
+from train.evaluate.suite import Suite, read_suite
+from train.evaluate.zero_shot import accuracy, classifier
+from train.model import DualEncoder, create_model
+from train.precision import autocast, chosen, laid_out
+from train.tokenizer import Tokenizer, load_tokenizer, pad
+
+BATCH = 256
+SHOWN = 5
+"""Names given for each picture, best first."""
+
+
+def evaluate(checkpoint_path: str | Path, suite: str | Path) -> dict[str, Any]:
+    """Measure a run's newest checkpoint, or one named checkpoint, on a suite folder.
+
+    Returns:
+        `names` (how many classes), `images`, `top1`, `top5` (shares), `retrieval` (`image_to_text`,
+        `text_to_image`: `recall@1`, `@5`, `@10`; None for a suite without captions), `predictions` (for each
+        picture `key`, its true `name`, its `top` five as `name` and `score`, a cosine), `step`, `samples`.
+
+    Raises:
+        UserError: no checkpoint there, a suite that is missing or malformed, a checkpoint of another model.
+        RunError: no checkpoint of the run is sound.
+    """
+    pictures = read_suite(str(suite))
+    model, tokenizer, config, state = load_model(checkpoint_path)
+    return measure(model, tokenizer, pictures, config) | {"step": state["step"], "samples": state["samples"]}
+
+
+def load_model(path: str | Path) -> tuple[DualEncoder, Tokenizer, RunConfig, dict[str, Any]]:
+    """Return a trained model (averaged weights, if there are any), its tokenizer, configuration and state.
+
+    Raises:
+        UserError: no checkpoint there, or one of another model.
+        RunError: it is torn.
+    """
+    run, where = checkpoint.find(path)
+    folder = Folder(run)
+    if not folder.exists("config.json"):
+        raise UserError(
+            f"{folder.path('config.json')}: missing; a checkpoint is read with its run's configuration"
+        )
+    config = parse(folder.read_json("config.json"), RunConfig, source=folder.path("config.json"))
+    tokenizer = load_tokenizer(folder)
+    state = checkpoint.load_newest(where) if where.name == checkpoint.CHECKPOINTS else checkpoint.load(where)
+    if state is None:
+        raise RunError(f"{where}: its checkpoints have gone")
+    model = create_model(config.model, tokenizer.vocabulary)
+    weights = state.get("average", state["model"])
+    checkpoint.load_weights(
+        model, {name: value for name, value in weights.items() if name != "steps"}, str(where)
+    )
+    return model, tokenizer, config, state
+
+
+@torch.no_grad()
+def measure(model: DualEncoder, tokenizer: Tokenizer, suite: Suite, config: RunConfig) -> dict[str, Any]:
+    """Measure a model in memory on a suite; see `evaluate` for what comes back."""
+    encoder = Encoder(model, tokenizer, config)
+    weights = classifier(encoder.texts, suite.names, suite.templates)
+    features = encoder.images([example.image for example in suite.examples])
+    targets = torch.tensor([example.target for example in suite.examples])
+    scores = features @ weights.T
+    captions = [example.caption for example in suite.examples if example.caption is not None]
+    recalls = None
+    if len(captions) == len(suite.examples):
+        texts, own = distinct(captions)
+        recalls = retrieval(features, encoder.texts(texts), own)
+    return {
+        "names": len(suite.names),
+        "images": len(suite.examples),
+        "top1": accuracy(scores, targets, 1),
+        "top5": accuracy(scores, targets, 5),
+        "retrieval": recalls,
+        "predictions": _predictions(suite, scores),
+    }
+
+
+class Encoder:
+    """Texts and pictures to unit features, in batches and in the run's arithmetic."""
+
+    def __init__(self, model: DualEncoder, tokenizer: Tokenizer, config: RunConfig) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.side = config.data.image_size
+        self.channels_last = config.parallel.channels_last
+        self.device = next(model.parameters()).device
+        self.dtype = chosen(config.parallel.precision, self.device)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Return unit features `[N, D]` of texts."""
+        rows = [self.tokenizer.encode(text, self.model.context_length) for text in texts]
+        with autocast(self.dtype, self.device):
+            parts = [
+                self.model.encode_text(pad(rows[start : start + BATCH]).to(self.device), normalize=True)
+                for start in range(0, len(rows), BATCH)
+            ]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return unit features `[N, D]` of RGB pictures."""
+        parts = []
+        for start in range(0, len(images), BATCH):
+            squares = np.stack([_square(image, self.side) for image in images[start : start + BATCH]])
+            batch = normalise(torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device))
+            with autocast(self.dtype, self.device):
+                parts.append(self.model.encode_image(laid_out(batch, self.channels_last), normalize=True))
+        return torch.cat(parts)
+
+
+def _square(image: Image.Image, side: int) -> np.ndarray:
+    """Scale the shorter side to `side` pixels and take the centre, as CLIP does: uint8 `[side, side, 3]`."""
+    width, height = image.size
+    crop = min(width, height)
+    left, upper = (width - crop) / 2, (height - crop) / 2
+    box = (left, upper, left + crop, upper + crop)
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
+
+
+def _predictions(suite: Suite, scores: Tensor) -> list[dict[str, Any]]:
+    best = scores.topk(min(SHOWN, scores.shape[1]), dim=1)
+    return [
+        {
+            "key": example.key,
+            "name": suite.names[example.target],
+            "top": [
+                {"name": suite.names[number], "score": round(score, 4)}
+                for number, score in zip(numbers, values, strict=True)
+            ],
+        }
+        for example, numbers, values in zip(
+            suite.examples, best.indices.tolist(), best.values.tolist(), strict=True
+        )
+    ]

@@ -1,0 +1,255 @@
+"""Starts a training run: its folder, its processes, and what becomes of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch.distributed as dist
+
+from infra.config import differences, essence, parse
+from infra.errors import RunError, UserError
+from infra.lock import exclusive
+from infra.storage import Folder
+from train.config import RunConfig
+from train.data import captions, open_stream
+from train.model import create_model
+from train.objectives import create_objective
+from train.tokenizer import TOKENIZER_NAME, create_tokenizer
+from train.worker import CONFIG_NAME, FAILURE_VARIABLE, RESULT_NAME, run_rank
+
+POLL_S = 0.05
+GRACE_S = 3.0
+"""Seconds that the other ranks have to end by themselves once one has failed."""
+
+
+def train(config: RunConfig, run: str | Path, nproc: int = 1) -> dict[str, Any]:
+    """Train in the folder `run`, going on from its newest checkpoint; a finished run is left as it is.
+
+    Under torchrun's environment (`WORLD_SIZE` set) this process is one rank; otherwise `nproc` are started
+    here.
+
+    Args:
+        config: the run.
+        run: local folder for `config.json`, `tokenizer.json`, `log.jsonl`, `checkpoints/` and `result.json`.
+        nproc: processes on this machine.
+
+    Returns:
+        `steps`, `samples`, `seconds`, and the last log line's `loss`, `accuracy`, `temperature`,
+        `samples_per_s` and `memory_bytes`.
+
+    Raises:
+        UserError: a batch, corpus, name or folder that does not work out, or another process on this run.
+        RunError: a rank died, or the run was stopped by a signal before its end.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint has been written.
+    """
+    run = Path(run)
+    if "WORLD_SIZE" in os.environ:
+        return _as_rank(config, run)
+    if nproc < 1:
+        raise UserError(f"nproc: {nproc} processes; start at least 1")
+    with exclusive(Folder(run)):
+        done = prepare(config, run, nproc)
+        if done is None:
+            Ranks(run, nproc).wait()
+            done = Folder(run).read_json(RESULT_NAME)
+    return dict(done)
+
+
+def prepare(config: RunConfig, run: Path, world_size: int) -> dict[str, Any] | None:
+    """Check the configuration and write the run's folder; return the result if it is finished already.
+
+    Raises:
+        UserError: something in the configuration does not work out, or the folder holds another run.
+    """
+    folder = Folder(run)
+    if folder.exists(CONFIG_NAME):
+        before = parse(folder.read_json(CONFIG_NAME), RunConfig, source=folder.path(CONFIG_NAME))
+        changed = differences(essence(before), essence(config))
+        if changed:
+            raise UserError(
+                f"{run}: holds a run of another configuration ({'; '.join(changed[:4])}); take a new folder"
+            )
+    elif not folder.is_empty() and (folder.names() != [".lock"] or folder.folders()):
+        raise UserError(f"{run}: holds something that is no training run; take a new folder")
+    if folder.exists(RESULT_NAME):
+        return dict(folder.read_json(RESULT_NAME))
+    open_stream(config.data, 0, world_size)
+    _check_groups(config, world_size)
+    create_objective(**config.objective.model_dump())
+    if not folder.exists(TOKENIZER_NAME):
+        create_tokenizer(config.tokenizer, captions(config.data.folder, config.data.caption_limit)).save(
+            folder
+        )
+    create_model(config.model)
+    folder.write_json(CONFIG_NAME, config.model_dump(mode="json"))
+    return None
+
+
+def _check_groups(config: RunConfig, world_size: int) -> None:
+    group, local = config.model.vision.statistics_group, config.data.global_batch_size // world_size
+    if group and local % group:
+        raise UserError(
+            f"model.vision.statistics_group: {group} samples do not divide a rank's {local} "
+            f"(batch {config.data.global_batch_size} over {world_size}); take a divisor of {local}"
+        )
+
+
+def _as_rank(config: RunConfig, run: Path) -> dict[str, Any]:
+    if int(os.environ["RANK"]) == 0:
+        done = prepare(config, run, int(os.environ["WORLD_SIZE"]))
+    else:
+        done = _prepared(config, run)
+    result = done or run_rank(config, run)
+    if result is None:
+        raise RunError(
+            f"{run}: stopped by a signal, its checkpoint is written; run the same command to go on"
+        )
+    return result
+
+
+def _prepared(config: RunConfig, run: Path) -> dict[str, Any] | None:
+    """Wait until rank 0 has written the folder; torchrun ends this rank if that one fails."""
+    folder, wanted = Folder(run), essence(config)
+    while not (folder.exists(CONFIG_NAME) and folder.exists(TOKENIZER_NAME)):
+        time.sleep(POLL_S)
+    found = parse(folder.read_json(CONFIG_NAME), RunConfig, source=folder.path(CONFIG_NAME))
+    if essence(found) != wanted:
+        raise UserError(f"{run}: holds a run of another configuration; take a new folder")
+    return dict(folder.read_json(RESULT_NAME)) if folder.exists(RESULT_NAME) else None
+
+
+class Ranks:
+    """The processes of a run on this machine, and the store they meet at."""
+
+    def __init__(self, run: Path, nproc: int) -> None:
+        """Start `nproc` ranks on the run folder `run`, which `prepare` has written."""
+        self.run, self.nproc = run, nproc
+        self._failures = Path(tempfile.mkdtemp(prefix="pairmill-train-"))
+        # The store is ours, on a port the system chose, so that no rank has to win a race for one.
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._stop_signal: int | None = None
+        self._processes = [self._start(rank) for rank in range(nproc)]
+
+    def wait(self) -> None:
+        """Wait for the run's end.
+
+        Raises:
+            UserError: a rank found a mistake of the user's.
+            RunError: a rank died or failed (the others are ended too), or SIGTERM stopped the run.
+            KeyboardInterrupt: Ctrl-C stopped the run.
+        """
+        try:
+            with self._signals():
+                while any(process.poll() is None for process in self._processes):
+                    if any(process.returncode for process in self._processes):
+                        break
+                    time.sleep(POLL_S)
+                ended = self._ended_within(GRACE_S)
+            self._raise_failure(ended)
+        finally:
+            self._kill()
+
+    def _start(self, rank: int) -> subprocess.Popen[bytes]:
+        root = str(Path(__file__).parent.parent)
+        environment = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(self.nproc),
+            "LOCAL_WORLD_SIZE": str(self.nproc),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self._store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),
+            FAILURE_VARIABLE: str(self._failures / str(rank)),
+        }
+        errors = None if rank == 0 else (self._failures / f"{rank}.stderr").open("wb")
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-m", "train.worker", str(self.run)],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,  # Ctrl-C reaches the ranks through us alone
+            )
+        finally:
+            if errors is not None:
+                errors.close()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def ask(number: int, frame: FrameType | None) -> None:
+            # Asked a second time, the user does not want to wait for a checkpoint.
+            again = self._stop_signal is not None
+            self._stop_signal = number
+            for process in self._processes:
+                process.send_signal(signal.SIGKILL if again else signal.SIGTERM)
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        before = {number: signal.signal(number, ask) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ended_within(self, grace_s: float) -> dict[int, int]:
+        """Return the exit codes of ranks that ended by themselves, before the others are killed."""
+        deadline = time.monotonic() + grace_s
+        while time.monotonic() < deadline and any(process.poll() is None for process in self._processes):
+            time.sleep(POLL_S)
+        codes = {rank: process.poll() for rank, process in enumerate(self._processes)}
+        return {rank: code for rank, code in codes.items() if code is not None}
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
+        shutil.rmtree(self._failures, ignore_errors=True)
+
+    def _raise_failure(self, ended: dict[int, int]) -> None:
+        failed = {rank: code for rank, code in ended.items() if code}
+        again = "run the same command to go on from the last checkpoint"
+        if failed:
+            rank = min(failed, key=lambda one: (self._blame(one, failed[one]), one))
+            code, failure = failed[rank], self._failure(rank)
+            if failure.get("kind") == "user":
+                raise UserError(failure["message"])
+            if failure.get("kind") == "run":
+                raise RunError(f"rank {rank} of {self.nproc}: {failure['message']}")
+            words = failure.get("message", f"exit code {code}")
+            words = f"killed by {signal.Signals(-code).name}" if code < 0 else words
+            raise RunError(f"rank {rank} of {self.nproc} died ({words}); {again}")
+        if not Folder(self.run).exists(RESULT_NAME):
+            if self._stop_signal == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise RunError(f"{self.run}: stopped by a signal, its checkpoint is written; {again}")
+
+    def _blame(self, rank: int, code: int) -> int:
+        """Rank causes before consequences: one whose peer was killed fails too, with a lost connection."""
+        if self._failure(rank).get("kind") in ("user", "run"):
+            return 0
+        return 1 if code < 0 else 2
+
+    def _failure(self, rank: int) -> dict[str, str]:
+        path = self._failures / str(rank)
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}

@@ -1,0 +1,110 @@
+"""The optimiser and its schedule, a function of samples seen: a change of batch size does not bend it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from infra.config import Config
+from train.length import Length
+
+
+class OptimConfig(Config):
+    """AdamW (Loshchilov and Hutter 2019) and its learning rate over the run."""
+
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(
+        default=0.1, ge=0, description="decoupled decay of matrices and filters; none on the rest"
+    )
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
+    beta2: float = Field(default=0.98, ge=0, lt=1, description="decay of the second moment")
+    epsilon: float = Field(default=1e-6, gt=0, description="added to the root of the second moment")
+    schedule: Literal["cosine", "constant"] = Field(default="cosine", description="shape after the warm-up")
+    warmup: Length = Field(default="2%", description="length of the linear warm-up")
+    clip_norm: float = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
+    ema: float = Field(
+        default=0.0, ge=0, lt=1, description="decay a step of the averaged weights; 0: none are kept"
+    )
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Tell whether a parameter is decayed: matrices and filters are; the rest and embeddings are not."""
+    return parameter.ndim >= 2 and "embedding" not in name
+
+
+def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Build AdamW with one group that decays and one that does not."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
+    ]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
+
+
+def learning_rate(config: OptimConfig, seen: int, warmup: int, total: int) -> float:
+    """Return the learning rate once `seen` of `total` samples have been seen.
+
+    Linear over the first `warmup` samples, then constant or half a cosine to 0 (Loshchilov and Hutter 2017).
+    """
+    if seen < warmup:
+        return config.learning_rate * seen / warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = min(1.0, (seen - warmup) / max(1, total - warmup))
+    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+class WeightAverage:
+    """An exponential moving average of weights and running statistics (Polyak averaging).
+
+    Args:
+        model: the module followed.
+        decay: share of the old average kept at each step; early steps keep less, so that the start is
+            forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.steps = 0
+        self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights after one more step."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        current = model.state_dict()
+        floating = [name for name, value in current.items() if value.is_floating_point()]
+        torch._foreach_lerp_(
+            [self.average[name] for name in floating], [current[name] for name in floating], 1 - decay
+        )
+        for name in current.keys() - set(floating):
+            self.average[name].copy_(current[name])
+
+    @contextmanager
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
+        """Put the averages into the model while the block runs."""
+        current = {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(self.average)
+        try:
+            yield
+        finally:
+            model.load_state_dict(current)
+
+    def state_dict(self) -> dict[str, Tensor | int]:
+        """Return the averages by parameter name, and the steps taken."""
+        return {"steps": self.steps, **self.average}
+
+    def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
+        """Take averages saved by `state_dict`."""
+        self.steps = int(state["steps"])
+        for name, value in self.average.items():
+            value.copy_(torch.as_tensor(state[name]))

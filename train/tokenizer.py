@@ -1,0 +1,157 @@
+"""Text to token ids: a byte-pair vocabulary trained on the corpus, or CLIP's own.
+
+In both, id 0 pads, a text ends with the end-of-text token, that token is the largest id there is (which is
+how the text tower finds it), and a text that is too long is cut so that the end token stays.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+from typing import Literal, Protocol
+
+import torch
+from pydantic import Field
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Tokenization
+from torch import Tensor
+
+from infra.config import Config
+from infra.errors import UserError
+from infra.storage import Folder
+
+START, END, PADDING = "<|startoftext|>", "<|endoftext|>", "<|padding|>"
+TOKENIZER_NAME = "tokenizer.json"
+WORD = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]"
+"""A run of letters, a digit, or another sign, with the space before it."""
+
+
+class TokenizerConfig(Config):
+    """Which vocabulary texts are cut into."""
+
+    kind: Literal["corpus", "clip"] = Field(
+        default="corpus", description="a vocabulary trained on the corpus, or CLIP's own"
+    )
+    vocabulary: int = Field(
+        default=4096, ge=300, description="largest vocabulary trained on the corpus, tokens"
+    )
+
+
+class Tokenizer(Protocol):
+    """What the trainer and the evaluation ask of a tokenizer."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids lie in `[0, vocabulary)`."""
+        ...
+
+    def encode(self, text: str, context: int) -> list[int]:
+        """Return at most `context` token ids, the last one the end-of-text token."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the cleaned text of token ids."""
+        ...
+
+    def save(self, folder: Folder) -> None:
+        """Write what `load_tokenizer` needs."""
+        ...
+
+
+def clean(text: str) -> str:
+    """Undo HTML escapes (twice, as web captions have them) and collapse white space."""
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(text))).strip()
+
+
+def pad(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Return token ids `[B, L]` padded with 0 to the longest row."""
+    length = max(map(len, rows), default=1)
+    return torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], dtype=torch.int64)
+
+
+class CorpusTokenizer:
+    """A byte-level, lower-case byte-pair vocabulary (Sennrich et al. 2016): no text is without tokens."""
+
+    def __init__(self, tokenization: Tokenization) -> None:
+        self._tokenization = tokenization
+        self._start, self._end = (tokenization.get_vocab()[token] for token in (START, END))
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocabulary: int) -> CorpusTokenizer:
+        """Learn merges from texts; the same texts in any order give the same vocabulary."""
+        tokenization = Tokenization(models.BPE())
+        tokenization.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        words = pre_tokenizers.Split(Regex(WORD), "isolated")
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
+        tokenization.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
+        tokenization.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary - 2,
+            min_frequency=2,
+            special_tokens=[PADDING],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenization.train_from_iterator(sorted(map(clean, texts)), trainer)
+        tokenization.add_special_tokens([START, END])
+        return cls(tokenization)
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids lie in `[0, vocabulary)`."""
+        return int(self._tokenization.get_vocab_size())
+
+    def encode(self, text: str, context: int) -> list[int]:
+        """Return at most `context` token ids, the last one the end-of-text token."""
+        ids = self._tokenization.encode(clean(text), add_special_tokens=False).ids
+        return [self._start, *ids[: context - 2], self._end]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the cleaned, lower-case text of token ids."""
+        return clean(self._tokenization.decode(list(ids), skip_special_tokens=True))
+
+    def save(self, folder: Folder) -> None:
+        """Write `tokenizer.json` in the format of Hugging Face tokenizers."""
+        folder.write(TOKENIZER_NAME, self._tokenization.to_str(pretty=True).encode())
+
+
+class ClipTokenizer:
+    """CLIP's 49,408 tokens, through instant-clip-tokenizer."""
+
+    def __init__(self) -> None:
+        import instant_clip_tokenizer
+
+        self._tokenizer = instant_clip_tokenizer.Tokenizer()
+        self.vocabulary = 49408
+
+    def encode(self, text: str, context: int) -> list[int]:
+        """Return at most `context` token ids, the last one the end-of-text token."""
+        ids = self._tokenizer.encode(clean(text))
+        return [49406, *ids[: context - 2], 49407]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the cleaned, lower-case text of token ids."""
+        return clean(str(self._tokenizer.decode([token for token in ids if 0 < token < 49406])))
+
+    def save(self, folder: Folder) -> None:
+        """Write a `tokenizer.json` that names the vocabulary."""
+        folder.write_json(TOKENIZER_NAME, {"kind": "clip"})
+
+
+def create_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """Build the tokenizer of a new run; `texts` are the corpus' captions."""
+    if config.kind == "clip":
+        return ClipTokenizer()
+    return CorpusTokenizer.train(texts, config.vocabulary)
+
+
+def load_tokenizer(folder: Folder) -> Tokenizer:
+    """Load the tokenizer of a run folder. Raises UserError if it has none."""
+    if not folder.exists(TOKENIZER_NAME):
+        raise UserError(
+            f"{folder.path(TOKENIZER_NAME)}: no such file; give the folder of a run of `pairmill train`"
+        )
+    if folder.read_json(TOKENIZER_NAME).get("kind") == "clip":
+        return ClipTokenizer()
+    return CorpusTokenizer(Tokenization.from_str(folder.read(TOKENIZER_NAME).decode()))

@@ -1,0 +1,1 @@
+"""The two towers of a dual encoder: images to features, token ids to features."""
