@@ -1,0 +1,129 @@
+"""The stages in order, as the command line, `pairmill run` and the quickstart call them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field
+
+from dedup.config import DedupConfig
+from infra.cluster import ClusterConfig, session
+from infra.config import Config, load_toml, override
+from infra.errors import RunError
+from infra.storage import Folder
+from ingest.config import IngestConfig, PlanConfig
+from shards.layout import FINAL
+from shards.repack import RepackConfig
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+STAGES = ("plan", "ingest", "dedup", "repack", "verify")
+Measure = Callable[[str], AbstractContextManager[None]]
+
+
+class CorpusConfig(Config):
+    """One TOML file a corpus: a table a stage, with the names the command line has."""
+
+    corpus: str = Field(description="folder or URL of the corpus")
+    plan: PlanConfig = Field(PlanConfig(), description="rows to plan parts")
+    ingest: IngestConfig = Field(IngestConfig(), description="plan parts to raw shards")
+    dedup: DedupConfig = Field(DedupConfig(), description="who is a duplicate of whom")
+    repack: RepackConfig = Field(RepackConfig(), description="kept samples to final shards")
+    cluster: ClusterConfig = Field(ClusterConfig(), description="where the work runs")
+
+
+def _unmeasured(_stage: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def stage_config(toml: Path | None, stage: str, given: ConfigT) -> ConfigT:
+    """Return the `stage` table of `toml`, if there is one, with the command line's options laid over it."""
+    if toml is None:
+        return given
+    base: ConfigT = getattr(load_toml(toml, CorpusConfig), stage)
+    return override(base, given)
+
+
+def plan(corpus: str, config: PlanConfig) -> dict[str, Any]:
+    """Rows to plan parts."""
+    from ingest.plan import plan as run_plan
+
+    return {"stage": "plan", **run_plan(corpus, config)}
+
+
+def ingest(corpus: str, config: IngestConfig, cluster: ClusterConfig) -> dict[str, Any]:
+    """Plan parts to raw shards."""
+    from ingest.run import ingest as run_ingest
+
+    return {"stage": "ingest", **run_ingest(corpus, config, cluster)}
+
+
+def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str, Any]:
+    """Who is a duplicate of whom."""
+    from dedup.run import dedup as run_dedup
+
+    return {"stage": "dedup", **run_dedup(corpus, config, cluster)}
+
+
+def repack(corpus: str, config: RepackConfig, cluster: ClusterConfig) -> dict[str, Any]:
+    """Kept samples to final shards."""
+    from shards.repack import repack as run_repack
+
+    return {"stage": "repack", **run_repack(corpus, config, cluster)}
+
+
+def verify(folder: str, *, quick: bool = False) -> dict[str, Any]:
+    """Check a shard folder; the result's `faults` is empty when all is well."""
+    from shards.verify import verify as run_verify
+
+    return {"folder": folder, **run_verify(folder, quick=quick).as_dict()}
+
+
+def evaluate(checkpoint: str, suite: str) -> dict[str, Any]:
+    """Measure a checkpoint zero-shot on a suite; the result is also kept in the run's folder `evaluation`."""
+    from train.evaluate.run import evaluate as run_evaluation
+
+    result: dict[str, Any] = {"suite": suite, **run_evaluation(checkpoint, suite)}
+    folder = Folder(checkpoint)
+    if folder.exists("checkpoints"):
+        (folder / "evaluation").write_json(f"{Path(suite).name}.json", result)
+    return result
+
+
+def run(toml: Path, cluster: ClusterConfig) -> list[dict[str, Any]]:
+    """Build the corpus that `toml` describes; stages that are done are skipped.
+
+    Raises:
+        UserError: the file is wrong.
+        RunError: a stage failed, or the final shards are not sound.
+    """
+    config = load_toml(toml, CorpusConfig)
+    return build(config.model_copy(update={"cluster": override(config.cluster, cluster)}))
+
+
+def build(config: CorpusConfig, measure: Measure = _unmeasured) -> list[dict[str, Any]]:
+    """Run plan, ingest, dedup and repack in one Ray session, then verify; return their totals in order.
+
+    `measure(stage)` is entered around each of `STAGES`.
+
+    Raises:
+        RunError: a stage failed, or the final shards are not sound.
+    """
+    corpus, cluster = config.corpus, config.cluster
+    with measure("plan"):
+        results = [plan(corpus, config.plan)]
+    with session(cluster):
+        with measure("ingest"):
+            results.append(ingest(corpus, config.ingest, cluster))
+        with measure("dedup"):
+            results.append(dedup(corpus, config.dedup, cluster))
+        with measure("repack"):
+            results.append(repack(corpus, config.repack, cluster))
+    with measure("verify"):
+        checked = verify((Folder(corpus) / FINAL).url)
+    if checked["faults"]:
+        first = checked["faults"][0]
+        raise RunError(f"{checked['folder']}: {len(checked['faults'])} faults, the first: {first}")
+    return [*results, {"stage": "verify", **checked}]

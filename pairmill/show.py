@@ -1,0 +1,111 @@
+"""How results look to a person on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console()
+
+
+def mapping(result: dict[str, Any]) -> None:
+    """Show plain values, a line each."""
+    table = Table(show_header=False, box=None)
+    for name, value in result.items():
+        if not isinstance(value, dict | list):
+            table.add_row(name, _number(value))
+    console.print(table)
+
+
+def stage(result: dict[str, Any]) -> None:
+    """Show one stage's totals: what came in, what came out, and why the rest did not."""
+    stages([result])
+
+
+def stages(results: list[dict[str, Any]]) -> None:
+    """Show the accounting of several stages: for each, rows in equal the rows by status, to the row."""
+    table = Table(title="rows in = rows out")
+    for name in ("stage", "rows in", "status", "reason", "rows"):
+        table.add_column(name, justify="right" if "rows" in name else "left")
+    for result in results:
+        if "rows_in" in result:
+            _add_stage(table, result)
+    console.print(table)
+    for result in results:
+        if "faults" in result:
+            verify(result)
+
+
+def _add_stage(table: Table, result: dict[str, Any]) -> None:
+    rows = accounting(result)
+    for number, (status, reason, count) in enumerate(rows):
+        first = number == 0
+        table.add_row(
+            result["stage"] if first else "",
+            _number(result["rows_in"]) if first else "",
+            status,
+            reason,
+            _number(count),
+        )
+    total = sum(count for _, _, count in rows)
+    table.add_row("", "", "[bold]sum", "", f"[bold]{_number(total)}", end_section=True)
+
+
+def accounting(result: dict[str, Any]) -> list[tuple[str, str, int]]:
+    """Return a stage's rows as (status, reason, count), counts adding up to its rows in.
+
+    Statuses with reasons are told apart by reason; what a status has beyond its reasons stands without one.
+    """
+    by_status: dict[str, int] = dict(result["by_status"])
+    reasons: dict[str, int] = dict(result.get("by_reason", {}))
+    kept = [(name, "", count) for name, count in by_status.items() if name == "success"]
+    lost = sum(count for name, count in by_status.items() if name != "success")
+    named = sorted(reasons.items(), key=lambda item: -item[1])
+    rows = [("", reason, count) for reason, count in named]
+    if lost - sum(reasons.values()):
+        rows.append(("other", "", lost - sum(reasons.values())))
+    return kept + rows
+
+
+def verify(result: dict[str, Any]) -> None:
+    """Show what was checked and every fault."""
+    console.print(
+        f"{result['folder']}: {_number(result['shards'])} shards, {_number(result['samples'])} samples"
+    )
+    for fault in result["faults"]:
+        console.print(f"[red]fault[/] {fault}", highlight=False)
+    if not result["faults"]:
+        console.print("[green]no fault")
+
+
+def evaluations(results: list[dict[str, Any]]) -> None:
+    """Show the accuracies of one or more suites."""
+    table = Table()
+    for name in ("suite", "images", "names", "top-1", "top-5", "chance"):
+        table.add_column(name, justify="left" if name == "suite" else "right")
+    for result in results:
+        names = max(1, int(result["names"]))
+        table.add_row(
+            str(result["suite"]), _number(result.get("images", "")), _number(names),
+            f"{result['top1']:.1%}", f"{result['top5']:.1%}", f"{1 / names:.2%}",
+        )  # fmt: skip
+    console.print(table)
+
+
+def quickstart(result: dict[str, Any]) -> None:
+    """Show what the quickstart made and measured."""
+    stages(result["stages"])
+    evaluations(
+        [{"suite": name, **result[name]} for name in ("held_out_style", "unseen_concepts") if name in result]
+    )
+    console.print(f"seconds  {'  '.join(f'{name} {value:.0f}' for name, value in result['seconds'].items())}")
+    console.print(f"peak memory  {result['peak_memory_bytes'] / 2**30:.2f} GiB")
+    console.print(f"report  {result['report']}")
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
