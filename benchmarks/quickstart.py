@@ -49,9 +49,7 @@ def nearest_picture_top1() -> float:
     unseen_style = archive.select("held_out_style")
     asked = np.stack([features(picture.image()) for picture in unseen_style])
     nearest = (asked @ known.T).argmax(axis=1)
-    return float(
-        np.mean([names[at] == picture.name for at, picture in zip(nearest, unseen_style, strict=True)])
-    )
+    return float(np.mean([names[at] == picture.name for at, picture in zip(nearest, unseen_style, strict=True)]))
 
 
 def main() -> None:

@@ -75,9 +75,7 @@ def by_hash(hashes: Hashes, samples: Indices, place: Indices) -> HashGroups:
     rows = np.ascontiguousarray(hashes[samples])
     _, first, group = np.unique(rows.view("S32").ravel(), return_index=True, return_inverse=True)
     sizes = np.bincount(group, minlength=len(first))
-    return HashGroups(
-        rows[first], samples[np.argsort(group, kind="stable")], np.concatenate([[0], np.cumsum(sizes)])
-    )
+    return HashGroups(rows[first], samples[np.argsort(group, kind="stable")], np.concatenate([[0], np.cumsum(sizes)]))
 
 
 def link_equal_hashes(groups: HashGroups, same: SameLook) -> tuple[HashGroups, Pairs]:

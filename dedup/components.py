@@ -6,9 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-def components(
-    size: int, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
+def components(size: int, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return for each of `size` nodes the lowest node of its component; edges are `first[i] - second[i]`.
 
     Labels fall to the lowest among neighbours and then along themselves until nothing changes (hook and

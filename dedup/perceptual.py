@@ -78,9 +78,7 @@ def _masks(reach: int) -> list[int]:
     ]
 
 
-def _candidates(
-    values: npt.NDArray[np.uint16], masks: list[int], block: int
-) -> Iterator[tuple[Pairs, Pairs]]:
+def _candidates(values: npt.NDArray[np.uint16], masks: list[int], block: int) -> Iterator[tuple[Pairs, Pairs]]:
     """Yield pairs of places whose values differ by one of `masks`, at most about `block` at a time.
 
     `values` is sorted. For a mask, place `i` pairs with the run of places whose value is `values[i] ^
@@ -107,9 +105,7 @@ def _candidates(
             at = until
 
 
-def _met_before(
-    words: npt.NDArray[np.uint16], a: Pairs, b: Pairs, chunk: int, reach: int
-) -> npt.NDArray[np.bool_]:
+def _met_before(words: npt.NDArray[np.uint16], a: Pairs, b: Pairs, chunk: int, reach: int) -> npt.NDArray[np.bool_]:
     if not chunk:
         return np.zeros(len(a), bool)
     return (np.bitwise_count(words[a, :chunk] ^ words[b, :chunk]) <= reach).any(axis=1)

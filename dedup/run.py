@@ -92,22 +92,14 @@ def _write_signatures(folder: Folder, shards: Sequence[str], cluster: ClusterCon
             meter.advance(1, samples=samples)
 
 
-def _removals(
-    folder: Folder, signatures: Signatures, config: DedupConfig, cluster: ClusterConfig
-) -> choose.Removals:
+def _removals(folder: Folder, signatures: Signatures, config: DedupConfig, cluster: ClusterConfig) -> choose.Removals:
     place = choose.rank(signatures, config.keep)
     leader = same_body(signatures, place) if config.exact else np.arange(len(signatures))
-    hashed = (
-        config.perceptual
-        & (leader == np.arange(len(signatures)))
-        & (signatures.quality >= config.min_quality)
-    )
+    hashed = config.perceptual & (leader == np.arange(len(signatures))) & (signatures.quality >= config.min_quality)
     groups = choose.by_hash(signatures.phash, np.flatnonzero(hashed), place)
     pairs = _near_hashes(groups.hashes, config, cluster)
     near = groups.near(pairs)
-    log.info(
-        "dedup: %d pairs of hashes within distance %d, of %d", len(pairs), config.distance, len(groups.hashes)
-    )
+    log.info("dedup: %d pairs of hashes within distance %d, of %d", len(pairs), config.distance, len(groups.hashes))
     same = _same_look(folder, signatures, near, cluster, config) if config.confirm else _always
     leaders, followers = choose.link_equal_hashes(groups, same)
     links = choose.link_near_hashes(leaders, pairs, same, _PAIRS_PER_LOOK)
@@ -126,9 +118,7 @@ class _Chunks:
 
     def run(self, chunk: int) -> perceptual.Pairs:
         """Return the pairs that this chunk brings together."""
-        return perceptual.pairs_of_chunk(
-            self.hashes, self.config.distance, chunk, self.config.pairs_per_block
-        )
+        return perceptual.pairs_of_chunk(self.hashes, self.config.distance, chunk, self.config.pairs_per_block)
 
 
 def _near_hashes(hashes: perceptual.Hashes, config: DedupConfig, cluster: ClusterConfig) -> perceptual.Pairs:
@@ -153,8 +143,7 @@ def _same_look(
     samples = np.sort(samples)
     thumbnails = np.empty((len(samples), confirm.SIDE_PX, confirm.SIDE_PX, 3), np.uint8)
     rows = {
-        shard: np.flatnonzero(signatures.shard[samples] == number)
-        for number, shard in enumerate(signatures.shards)
+        shard: np.flatnonzero(signatures.shard[samples] == number) for number, shard in enumerate(signatures.shards)
     }
     tasks = [(shard, _places(signatures, samples[at])) for shard, at in rows.items() if len(at)]
     if len(samples) <= FEW_PICTURES:
@@ -183,13 +172,9 @@ def _table(signatures: Signatures, removals: choose.Removals) -> pa.Table:
     columns = {
         "key": pa.array(signatures.keys[gone].tolist(), pa.string()),
         "kept_key": pa.array(signatures.keys[removals.kept[gone]].tolist(), pa.string()),
-        "method": pa.array(
-            [EXACT if exact else PERCEPTUAL for exact in removals.is_exact[gone]], pa.string()
-        ),
+        "method": pa.array([EXACT if exact else PERCEPTUAL for exact in removals.is_exact[gone]], pa.string()),
         "distance": pa.array(removals.distance[gone], pa.int32()),
-        "component": pa.array(
-            [int(key) for key in signatures.keys[removals.component[gone]].tolist()], pa.int64()
-        ),
+        "component": pa.array([int(key) for key in signatures.keys[removals.component[gone]].tolist()], pa.int64()),
     }
     return pa.table(columns, schema=SCHEMA)
 

@@ -57,9 +57,7 @@ def signatures(sidecar: pa.Table) -> pa.Table:
     """Return the signatures of a sidecar's samples (rows of status `success`), in its order."""
     rows = sidecar.filter(pc.equal(sidecar["status"], Status.SUCCESS.value))
     width = pc.cast(pc.coalesce(rows["original_width"], rows["width"], pa.scalar(0, pa.int32())), pa.int64())
-    height = pc.cast(
-        pc.coalesce(rows["original_height"], rows["height"], pa.scalar(0, pa.int32())), pa.int64()
-    )
+    height = pc.cast(pc.coalesce(rows["original_height"], rows["height"], pa.scalar(0, pa.int32())), pa.int64())
     columns = {
         "key": rows["key"],
         "sha256": _from_hex(rows["sha256"], _SHA256_BYTES),
@@ -75,9 +73,7 @@ def signatures(sidecar: pa.Table) -> pa.Table:
 
 def _from_hex(column: pa.ChunkedArray, size: int) -> pa.Array:
     values = (bytes.fromhex(value) if value else None for value in column.to_pylist())
-    return pa.array(
-        [value if value is not None and len(value) == size else None for value in values], pa.binary(size)
-    )
+    return pa.array([value if value is not None and len(value) == size else None for value in values], pa.binary(size))
 
 
 @dataclass(frozen=True)

@@ -125,9 +125,7 @@ def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None
     current: Any = model
     for name in path:
         field = current.model_fields.get(name)
-        if field is None or not (
-            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        ):
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
             return None
         current = field.annotation
     return current

@@ -70,9 +70,7 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             return []
         files = (PurePosixPath(entry["name"]).name for entry in listing if entry["type"] == "file")
-        return sorted(
-            name for name in files if name.endswith(suffix) and not name.startswith(TEMPORARY_PREFIX)
-        )
+        return sorted(name for name in files if name.endswith(suffix) and not name.startswith(TEMPORARY_PREFIX))
 
     def folders(self) -> list[str]:
         """Return the sorted names of the folders directly in this one."""

@@ -64,9 +64,7 @@ def caption_reason(caption: str | None, config: CaptionConfig) -> Reason:
 def is_file_name(text: str) -> bool:
     """Tell whether a caption is what a camera, a phone or a disk called the file."""
     return bool(
-        (_EXTENSION.search(text) and len(text.split()) <= 8)
-        or _NUMBERED.fullmatch(text)
-        or _CODE.fullmatch(text)
+        (_EXTENSION.search(text) and len(text.split()) <= 8) or _NUMBERED.fullmatch(text) or _CODE.fullmatch(text)
     )
 
 

@@ -51,9 +51,7 @@ class FetchConfig(Config):
 
     concurrency: int = knob(256, "requests in flight in one worker", ge=1)
     per_host_in_flight: int = knob(16, "requests in flight at one host, over all workers", ge=1)
-    per_host_per_s: float = knob(
-        100.0, "requests a second at one host, over all workers; 0 for no bound", ge=0
-    )
+    per_host_per_s: float = knob(100.0, "requests a second at one host, over all workers; 0 for no bound", ge=0)
     crawl_delay_cap_s: float = knob(2.0, "longest Crawl-delay of a robots.txt that is kept, in seconds", ge=0)
     connect_s: float = knob(10.0, "longest wait for a connection, TLS included, in seconds", gt=0)
     first_byte_s: float = knob(
@@ -94,9 +92,7 @@ class FetchConfig(Config):
     verify_tls: bool = knob(True, "refuse hosts whose certificate does not verify")
     dns_in_flight: int = knob(64, "name lookups in flight in one worker", ge=1)
     dns_keep_s: float = knob(300.0, "how long a resolved name is remembered, in seconds", ge=0)
-    dns_keep_failure_s: float = knob(
-        60.0, "how long a name that did not resolve is remembered, in seconds", ge=0
-    )
+    dns_keep_failure_s: float = knob(60.0, "how long a name that did not resolve is remembered, in seconds", ge=0)
     seed: int = knob(0, "seed of the jitter of retries")
 
     @field_validator("opt_out", mode="before")
@@ -181,6 +177,4 @@ class IngestConfig(Config):
         "bodies waiting to be decoded in one worker, in bytes; beyond it no request is sent",
         ge=1,
     )
-    failed_parts: int = knob(
-        8, "parts that may fail one after another before the stage stops and says why", ge=1
-    )
+    failed_parts: int = knob(8, "parts that may fail one after another before the stage stops and says why", ge=1)

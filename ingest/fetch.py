@@ -112,9 +112,7 @@ class Fetcher:
                 "Accept": "image/avif,image/webp,image/*;q=0.9,*/*;q=0.5",
                 "Accept-Encoding": "identity",
             },
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=config.connect_s, sock_read=config.first_byte_s
-            ),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=config.connect_s, sock_read=config.first_byte_s),
             read_bufsize=_READ_BYTES,
             max_line_size=32 * 1024,
             max_field_size=32 * 1024,
@@ -236,9 +234,7 @@ def tls_context(config: FetchConfig) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=config.ca_bundle)
     except (OSError, ssl.SSLError) as error:
-        raise UserError(
-            f"fetch.ca_bundle {config.ca_bundle}: cannot be read as certificates: {error}"
-        ) from None
+        raise UserError(f"fetch.ca_bundle {config.ca_bundle}: cannot be read as certificates: {error}") from None
     if not config.verify_tls:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

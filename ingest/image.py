@@ -124,9 +124,7 @@ def _process(image: Image.Image, body: bytes, config: ImageConfig) -> Picture | 
     return _picture(pixels, None, (width, height), config)
 
 
-def _picture(
-    pixels: Image.Image, data: bytes | None, original: tuple[int, int], config: ImageConfig
-) -> Picture:
+def _picture(pixels: Image.Image, data: bytes | None, original: tuple[int, int], config: ImageConfig) -> Picture:
     phash = quality = None
     if config.phash:
         phash, quality = pdq(pixels)

@@ -122,9 +122,7 @@ class _Planner:
         if self.folder.is_local:
             Path(self.folder.url).mkdir(parents=True, exist_ok=True)
 
-    def _sort(
-        self, batches: Iterator[pa.RecordBatch], runs: SortedRuns, rejected: _Rejected, meter: Meter
-    ) -> None:
+    def _sort(self, batches: Iterator[pa.RecordBatch], runs: SortedRuns, rejected: _Rejected, meter: Meter) -> None:
         waiting: list[pa.Table] = []
         rows = size = 0
         for batch in batches:
@@ -172,9 +170,7 @@ class _Planner:
 
     def _reject(self, table: pa.Table, reasons: list[str], rejected: _Rejected) -> None:
         self.reasons.update(str(reason) for reason in reasons)
-        rejected.add(
-            table.append_column("reason", pa.array([str(reason) for reason in reasons], pa.string()))
-        )
+        rejected.add(table.append_column("reason", pa.array([str(reason) for reason in reasons], pa.string())))
 
     def _write_parts(self, runs: SortedRuns, rejected: _Rejected) -> tuple[int, int]:
         """Merge the runs, drop repeated URLs, write the parts; return how many parts and rows."""

@@ -82,12 +82,7 @@ class HostQueues(Generic[ItemT]):
         host.in_flight -= 1
         self._list(host)
         self._serve()
-        if (
-            not host.waiting
-            and not host.in_flight
-            and len(self._hosts) > MAX_IDLE_HOSTS
-            and not host.failures
-        ):
+        if not host.waiting and not host.in_flight and len(self._hosts) > MAX_IDLE_HOSTS and not host.failures:
             self._hosts.pop(host.name, None)
 
     def pause(self, host: Host[ItemT], seconds: float) -> None:

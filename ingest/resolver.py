@@ -96,7 +96,5 @@ class Resolver(AbstractResolver):
         until = loop.time() + self._config.dns_keep_s
         allowed = [one for one in found if self._config.may_ask(one["host"])]
         if not allowed:
-            return _Entry(
-                until, None, BlockedAddressError(f"{host} is {found[0]['host']}, not a public address")
-            )
+            return _Entry(until, None, BlockedAddressError(f"{host} is {found[0]['host']}, not a public address"))
         return _Entry(until, allowed, None)

@@ -69,9 +69,7 @@ def _check_contact(manifest: Manifest, config: IngestConfig) -> None:
         )
 
 
-def _run_parts(
-    folder: Folder, config: IngestConfig, cluster: ClusterConfig, todo: list[int], parts: int
-) -> None:
+def _run_parts(folder: Folder, config: IngestConfig, cluster: ClusterConfig, todo: list[int], parts: int) -> None:
     """Run the parts that have no commit. Raises RunError that names those that failed."""
     with session(cluster) as cores:
         workers = min(config.workers or cores, len(todo))
@@ -113,9 +111,7 @@ def _watch(outcomes: Iterable[Outcome[int]], patience: int, meter: Meter) -> dic
 
 def _failure(folder: Folder, failed: dict[int, str], tried: int) -> str:
     names = [part_name(part) for part in sorted(failed)]
-    shown = ", ".join(names[:_NAMED_PARTS]) + (
-        f" and {len(names) - _NAMED_PARTS} more" * (len(names) > _NAMED_PARTS)
-    )
+    shown = ", ".join(names[:_NAMED_PARTS]) + (f" and {len(names) - _NAMED_PARTS} more" * (len(names) > _NAMED_PARTS))
     first = failed[min(failed)]
     return (
         f"{folder.url}: {len(failed)} of {tried} parts failed ({shown}): {first}; "

@@ -113,9 +113,7 @@ def _source(fs: Any, path: str) -> Source:
     kind = _kind(path)
     if kind is None:
         known = ", ".join(sorted(FORMATS))
-        raise UserError(
-            f"{path}: unknown kind of file; known are {known}, and these with {', '.join(COMPRESSIONS)}"
-        )
+        raise UserError(f"{path}: unknown kind of file; known are {known}, and these with {', '.join(COMPRESSIONS)}")
     suffix = PurePosixPath(path).suffix.lower()
     return Source(fs, path, kind, "infer" if suffix in COMPRESSIONS else None)
 
@@ -181,9 +179,7 @@ def _jsonl(source: Source, columns: Columns) -> Iterator[pa.Table]:
                 wanted = _wanted(names, source, columns)
             if columns.others is None:
                 _no_new_keys(rows, names, source)
-            yield pa.table(
-                {name: pa.array([_text(row.get(name)) for _, row in rows], pa.string()) for name in wanted}
-            )
+            yield pa.table({name: pa.array([_text(row.get(name)) for _, row in rows], pa.string()) for name in wanted})
 
 
 def _json_batches(source: Source, stream: IO[bytes]) -> Iterator[list[tuple[int, dict[str, Any]]]]:
@@ -239,9 +235,7 @@ def _wanted(names: Sequence[str], source: Source, columns: Columns) -> list[str]
     main = [columns.url] if columns.caption is None else [columns.url, columns.caption]
     for name in [*main, *(columns.others or ())]:
         if name not in names:
-            raise UserError(
-                f"{source.path}: no column '{name}'; it has {', '.join(names)}{nearest(name, list(names))}"
-            )
+            raise UserError(f"{source.path}: no column '{name}'; it has {', '.join(names)}{nearest(name, list(names))}")
     others = names if columns.others is None else columns.others
     return [*main, *(name for name in others if name not in main)]
 
@@ -266,11 +260,7 @@ def _arranged(table: pa.Table, source: Source, columns: Columns) -> pa.Table:
 def _as_text(column: pa.ChunkedArray, name: str, source: Source) -> pa.ChunkedArray:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if not (
-        pa.types.is_string(column.type)
-        or pa.types.is_large_string(column.type)
-        or pa.types.is_null(column.type)
-    ):
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_null(column.type)):
         raise UserError(f"{source.path}: column '{name}' holds {column.type}, not text")
     return column.cast(pa.string())
 
@@ -286,6 +276,4 @@ def _fitted(table: pa.Table, schema: pa.Schema, source: Source) -> pa.Table:
     try:
         return table.select(schema.names).cast(schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(
-            f"{source.path}: its columns have other types than the first file's: {error}"
-        ) from None
+        raise UserError(f"{source.path}: its columns have other types than the first file's: {error}") from None

@@ -115,9 +115,7 @@ class ShardWorker:
             raise RunError(f"{self._plan.path(name)}: is missing; plan the corpus anew") from None
         except (OSError, pa.ArrowException) as error:
             what = " ".join(str(error).split())[:200]
-            raise RunError(
-                f"{self._plan.path(name)}: damaged, cannot be read as parquet: {what}; plan anew"
-            ) from None
+            raise RunError(f"{self._plan.path(name)}: damaged, cannot be read as parquet: {what}; plan anew") from None
 
     async def _make(self, shard: _Shard) -> dict[str, Any]:
         errand = Errand(
@@ -141,9 +139,7 @@ class ShardWorker:
     def _fetched(self, shard: _Shard, index: int, fetched: Fetched) -> None:
         """Take a result off the crawler: a body goes to the decoders, anything else is at its end."""
         if fetched.body is None:
-            shard.ended.put(
-                _Ended(index, _row_without_picture(shard.rows[index], fetched), None, fetched, 0.0)
-            )
+            shard.ended.put(_Ended(index, _row_without_picture(shard.rows[index], fetched), None, fetched, 0.0))
             return
         self._hold(len(fetched.body))
         task = self._decoders.submit(self._decode, shard, index, fetched, fetched.body)

@@ -31,9 +31,7 @@ app = App(
     version_flags=["--version"],
 )
 
-Json = Annotated[
-    bool, Parameter(name="--json", negative=(), help="print the result as JSON on standard output")
-]
+Json = Annotated[bool, Parameter(name="--json", negative=(), help="print the result as JSON on standard output")]
 File = Annotated[
     Path | None,
     Parameter(name="--config", help="TOML file of the corpus; options given here are laid over its table"),
@@ -93,9 +91,7 @@ def ingest(
 ) -> None:
     """Download, filter and resize the plan's rows into raw shards, on Ray."""
     settings = pipeline.stage_config(config, "ingest", options)
-    emit(
-        pipeline.ingest(corpus, settings, pipeline.stage_config(config, "cluster", cluster)), json, show.stage
-    )
+    emit(pipeline.ingest(corpus, settings, pipeline.stage_config(config, "cluster", cluster)), json, show.stage)
 
 
 @app.command
@@ -109,9 +105,7 @@ def dedup(
 ) -> None:
     """Find who is a duplicate of whom; nothing is deleted."""
     settings = pipeline.stage_config(config, "dedup", options)
-    emit(
-        pipeline.dedup(corpus, settings, pipeline.stage_config(config, "cluster", cluster)), json, show.stage
-    )
+    emit(pipeline.dedup(corpus, settings, pipeline.stage_config(config, "cluster", cluster)), json, show.stage)
 
 
 @app.command
@@ -125,9 +119,7 @@ def repack(
 ) -> None:
     """Write the kept samples into even final shards, with their index."""
     settings = pipeline.stage_config(config, "repack", options)
-    emit(
-        pipeline.repack(corpus, settings, pipeline.stage_config(config, "cluster", cluster)), json, show.stage
-    )
+    emit(pipeline.repack(corpus, settings, pipeline.stage_config(config, "cluster", cluster)), json, show.stage)
 
 
 @app.command
@@ -148,9 +140,7 @@ def verify(
 def status(
     corpus: Annotated[str, Parameter(help="folder or URL of the corpus")],
     *,
-    watch: Annotated[
-        bool, Parameter(negative=(), help="show it anew every two seconds until Ctrl-C")
-    ] = False,
+    watch: Annotated[bool, Parameter(negative=(), help="show it anew every two seconds until Ctrl-C")] = False,
     json: Json = False,
 ) -> None:
     """Shards done, rate, bytes, failures by reason and by host, time left."""

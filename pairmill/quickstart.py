@@ -107,9 +107,7 @@ class _Clock:
 
 
 def _check_is_ours(folder: Folder) -> None:
-    if folder.exists(MARK) or not [
-        name for name in folder.names() + folder.folders() if not name.startswith(".")
-    ]:
+    if folder.exists(MARK) or not [name for name in folder.names() + folder.folders() if not name.startswith(".")]:
         return
     raise UserError(f"{folder.url}: holds something other than a quickstart; name an empty or a new folder")
 
@@ -198,8 +196,7 @@ def _result(
     if sum(by_status.values()) != plan["rows_in"]:
         raise RunError(f"{plan['rows_in']} rows came in and {sum(by_status.values())} are accounted for")
     measured = {
-        name: {field: result[field] for field in ("names", "top1", "top5")}
-        for name, result in evaluations.items()
+        name: {field: result[field] for field in ("names", "top1", "top5")} for name, result in evaluations.items()
     }
     return {
         "rows_in": plan["rows_in"],

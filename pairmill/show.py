@@ -71,9 +71,7 @@ def accounting(result: dict[str, Any]) -> list[tuple[str, str, int]]:
 
 def verify(result: dict[str, Any]) -> None:
     """Show what was checked and every fault."""
-    console.print(
-        f"{result['folder']}: {_number(result['shards'])} shards, {_number(result['samples'])} samples"
-    )
+    console.print(f"{result['folder']}: {_number(result['shards'])} shards, {_number(result['samples'])} samples")
     for fault in result["faults"]:
         console.print(f"[red]fault[/] {fault}", highlight=False)
     if not result["faults"]:
@@ -97,9 +95,7 @@ def evaluations(results: list[dict[str, Any]]) -> None:
 def quickstart(result: dict[str, Any]) -> None:
     """Show what the quickstart made and measured."""
     stages(result["stages"])
-    evaluations(
-        [{"suite": name, **result[name]} for name in ("held_out_style", "unseen_concepts") if name in result]
-    )
+    evaluations([{"suite": name, **result[name]} for name in ("held_out_style", "unseen_concepts") if name in result])
     console.print(f"seconds  {'  '.join(f'{name} {value:.0f}' for name, value in result['seconds'].items())}")
     console.print(f"peak memory  {result['peak_memory_bytes'] / 2**30:.2f} GiB")
     console.print(f"report  {result['report']}")

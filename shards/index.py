@@ -63,9 +63,7 @@ class Shard:
 class Index:
     """The shards of a folder and the address of each sample. Picklable, so loader workers get it whole."""
 
-    def __init__(
-        self, shards: list[Shard], ends: list[npt.NDArray[np.int64]] | None, source: bytes = b""
-    ) -> None:
+    def __init__(self, shards: list[Shard], ends: list[npt.NDArray[np.int64]] | None, source: bytes = b"") -> None:
         """Hold `shards`, their addresses being `ends`, or in the parquet file whose bytes are `source`."""
         self.shards = shards
         self._source = source

@@ -104,9 +104,7 @@ def sidecar_schema(passthrough: pa.Schema | None = None) -> pa.Schema:
     schema = SIDECAR
     for field in passthrough or ():
         if field.name in SIDECAR.names:
-            raise UserError(
-                f"column '{field.name}' of the input has a name the sidecar needs for itself; rename it"
-            )
+            raise UserError(f"column '{field.name}' of the input has a name the sidecar needs for itself; rename it")
         schema = schema.append(field)
     return schema
 

@@ -38,8 +38,7 @@ class Manifest:
             raise UserError(f"{folder.path(MANIFEST)}: not the manifest of a corpus; name another folder")
         if content["format"] > FORMAT_VERSION:
             raise UserError(
-                f"{folder.url}: corpus format {content['format']}, this version reads {FORMAT_VERSION}; "
-                "update pairmill"
+                f"{folder.url}: corpus format {content['format']}, this version reads {FORMAT_VERSION}; update pairmill"
             )
         return cls(folder, content)
 

@@ -136,9 +136,7 @@ class Order:
         filled[one.slot] = one.sample
         return filled
 
-    def walk(
-        self, epoch: int, start: int = 0, stop: int | None = None, lanes: range | None = None
-    ) -> Iterator[Step]:
+    def walk(self, epoch: int, start: int = 0, stop: int | None = None, lanes: range | None = None) -> Iterator[Step]:
         """Yield the steps `[start, stop)` of an epoch (by default to its end) for some lanes."""
         stop = self.steps if stop is None else min(stop, self.steps)
         lanes = range(self.lanes) if lanes is None else lanes
@@ -159,9 +157,7 @@ class Order:
         number, opens, closes = self._windows(lane, within)
         keys = _key(self.seed, epoch, 1, lane, number)
         moved = opens + permute(within - opens, closes - opens, keys)
-        sample, run, first, end = self._runs(
-            epoch, lane_start + moved, lane_start + opens, lane_start + closes
-        )
+        sample, run, first, end = self._runs(epoch, lane_start + moved, lane_start + opens, lane_start + closes)
         until = (closes - 1) // a_step
         slot = lane * a_step + turn
         for row, step in enumerate(range(start, stop)):
@@ -229,9 +225,7 @@ def permute(index: Ints, size: Any, key: Any, *, inverse: bool = False) -> Ints:
     out = _rounds(words, bits, key, inverse)
     walking = np.flatnonzero(out >= size)
     flat = out.reshape(-1)
-    each_bits, each_size, each_key = (
-        np.broadcast_to(part, out.shape).reshape(-1) for part in (bits, size, key)
-    )
+    each_bits, each_size, each_key = (np.broadcast_to(part, out.shape).reshape(-1) for part in (bits, size, key))
     while len(walking):
         flat[walking] = _rounds(flat[walking], each_bits[walking], each_key[walking], inverse)
         walking = walking[flat[walking] >= each_size[walking]]

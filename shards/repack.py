@@ -66,9 +66,7 @@ def repack(corpus: str, config: RepackConfig, cluster: ClusterConfig) -> dict[st
     return totals
 
 
-def _laid_out(
-    corpus: str, config: RepackConfig, cores: int, cluster: ClusterConfig
-) -> tuple[Layout, Counter[str]]:
+def _laid_out(corpus: str, config: RepackConfig, cores: int, cluster: ClusterConfig) -> tuple[Layout, Counter[str]]:
     """Count the kept samples of every raw shard, and lay the final shards out. Raises RunError."""
     folder = Folder(corpus)
     names = committed(folder / RAW)
@@ -108,13 +106,9 @@ def _write_shards(corpus: str, layout: Layout, cores: int, cluster: ClusterConfi
     failed: list[str] = []
     with progress("repack", len(wanted), "shards") as meter:
         meter.advance(len(wanted) - len(tasks))
-        for (_, _, _), stats in _outcomes(
-            lambda: actor.remote(corpus, shared), iter(tasks), cores, cluster, failed
-        ):
+        for (_, _, _), stats in _outcomes(lambda: actor.remote(corpus, shared), iter(tasks), cores, cluster, failed):
             metrics.shards().inc(tags={"stage": FINAL})
-            metrics.rows().inc(
-                stats["successes"], tags={"stage": FINAL, "status": Status.SUCCESS, "reason": ""}
-            )
+            metrics.rows().inc(stats["successes"], tags={"stage": FINAL, "status": Status.SUCCESS, "reason": ""})
             meter.advance(samples=stats["successes"])
     if failed:
         raise RunError(f"repack: {len(failed)} of {len(wanted)} shards failed, the first: {failed[0]}")

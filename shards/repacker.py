@@ -92,9 +92,7 @@ class Repacker:
     def _schema(self, layout: Layout) -> pa.Schema:
         schema = sidecar(self.corpus, layout.names[0]).schema.remove_metadata()
         if SOURCE_KEY in schema.names:
-            raise UserError(
-                f"{self.corpus.url}: the input has a column '{SOURCE_KEY}'; rename it and plan again"
-            )
+            raise UserError(f"{self.corpus.url}: the input has a column '{SOURCE_KEY}'; rename it and plan again")
         return schema.append(pa.field(SOURCE_KEY, pa.string(), nullable=False))
 
     def _samples(self, layout: Layout, first: int, stop: int) -> Iterator[tuple[dict[str, Any], bytes, str]]:
@@ -133,9 +131,7 @@ class _RawShards:
         self.corpus, self.folder = corpus, corpus / RAW
         self._learn = functools.lru_cache(maxsize=RAW_SHARDS_HELD)(self._learn_anew)
 
-    def samples(
-        self, name: str, first: int, stop: int, expected: int
-    ) -> list[tuple[dict[str, Any], bytes, str]]:
+    def samples(self, name: str, first: int, stop: int, expected: int) -> list[tuple[dict[str, Any], bytes, str]]:
         """Return (sidecar row, image, extension) of kept samples `[first, stop)` of a raw shard: one read.
 
         Raises:
@@ -149,10 +145,7 @@ class _RawShards:
         if piece.fault is not None:
             raise piece.fault
         rows = table.take(pa.array(kept.rows[first:stop])).to_pylist()
-        return [
-            (row, *self._image(name, row, piece.sample(place)))
-            for row, place in zip(rows, places, strict=True)
-        ]
+        return [(row, *self._image(name, row, piece.sample(place))) for row, place in zip(rows, places, strict=True)]
 
     def _image(self, name: str, row: dict[str, Any], data: bytes) -> tuple[bytes, str]:
         extension = row["member"].rsplit(".", 1)[-1]

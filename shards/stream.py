@@ -122,9 +122,7 @@ class ShardStream(IterableDataset[list[Sample]]):
         steps, waiting = self._steps(self._last_epoch(), lanes), deque[Step]()
         try:
             while True:
-                while len(waiting) <= MOST_STEPS_AHEAD and (
-                    not waiting or ahead.ahead_bytes < self.read_ahead_bytes
-                ):
+                while len(waiting) <= MOST_STEPS_AHEAD and (not waiting or ahead.ahead_bytes < self.read_ahead_bytes):
                     step = next(steps, None)
                     if step is None:
                         break

@@ -83,9 +83,7 @@ def members(data: bytes) -> list[Member]:
     return found
 
 
-def scan(
-    stream: IO[bytes], wanted: Callable[[str], bool] | None = None
-) -> Iterator[tuple[Member, bytes | None]]:
+def scan(stream: IO[bytes], wanted: Callable[[str], bool] | None = None) -> Iterator[tuple[Member, bytes | None]]:
     """Yield the regular files of an archive from its stream, each with its content if its name is `wanted`.
 
     Other contents are seeked over.

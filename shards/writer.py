@@ -39,9 +39,7 @@ class ShardWriter:
             ValueError: image and status disagree.
         """
         if (image is not None) != (row["status"] == Status.SUCCESS):
-            raise ValueError(
-                f"row {row['key']}: status {row['status']} {'with' if image else 'without'} an image"
-            )
+            raise ValueError(f"row {row['key']}: status {row['status']} {'with' if image else 'without'} an image")
         entry = dict(row)
         if image is not None:
             entry |= self._add_sample(row, image, extension)
@@ -112,9 +110,7 @@ _FACTS = (
 
 
 @contextmanager
-def writing(
-    folder: Folder, name: str, schema: pa.Schema, more_stats: dict[str, Any]
-) -> Iterator[ShardWriter]:
+def writing(folder: Folder, name: str, schema: pa.Schema, more_stats: dict[str, Any]) -> Iterator[ShardWriter]:
     """Write shard `name` into `folder`: on a clean end tar, sidecar and last the commit appear; else nothing.
 
     `more_stats` is read at the end: fill it inside the block with what else the commit should hold.

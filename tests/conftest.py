@@ -56,9 +56,7 @@ class S3Gateway:
             juicefs, "gateway", meta, f"127.0.0.1:{self.port}", "--multi-buckets", "--no-usage-report",
             "--metrics", "127.0.0.1:0", "--cache-dir", "memory", "--log", f"{self.folder}/gateway.out",
         ]  # fmt: skip
-        self.process = subprocess.Popen(
-            serve, env=os.environ | root, stdout=log, stderr=log, start_new_session=True
-        )
+        self.process = subprocess.Popen(serve, env=os.environ | root, stdout=log, stderr=log, start_new_session=True)
         log.close()
         self._wait()
 

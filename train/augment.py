@@ -35,28 +35,18 @@ class AugmentConfig(Config):
     crop_scale: tuple[float, float] = Field(
         default=(0.6, 1.0), description="area of the random crop, share of the picture"
     )
-    crop_ratio: tuple[float, float] = Field(
-        default=(0.85, 1.18), description="width by height of the random crop"
-    )
+    crop_ratio: tuple[float, float] = Field(default=(0.85, 1.18), description="width by height of the random crop")
     flip: float = Field(default=0.0, ge=0, le=1, description="probability of a mirror image")
     rotation_degrees: float = Field(default=0.0, ge=0, description="largest turn either way, degrees")
-    zoom_out: float = Field(
-        default=0.0, ge=0, lt=1, description="largest share of the side given up to a margin"
-    )
+    zoom_out: float = Field(default=0.0, ge=0, lt=1, description="largest share of the side given up to a margin")
     brightness: float = Field(default=0.0, ge=0, description="largest change of the brightness factor")
     contrast: float = Field(default=0.0, ge=0, description="largest change of the contrast factor")
     saturation: float = Field(default=0.0, ge=0, description="largest change of the saturation factor")
-    hue_degrees: float = Field(
-        default=0.0, ge=0, le=180, description="largest turn of the hue either way, degrees"
-    )
+    hue_degrees: float = Field(default=0.0, ge=0, le=180, description="largest turn of the hue either way, degrees")
     grey: float = Field(default=0.0, ge=0, le=1, description="probability of a grey picture")
-    keep_white: bool = Field(
-        default=False, description="colour changes leave white white (pictures on a white ground)"
-    )
+    keep_white: bool = Field(default=False, description="colour changes leave white white (pictures on a white ground)")
     blur: float = Field(default=0.0, ge=0, le=1, description="probability of a 3x3 binomial blur")
-    erase: float = Field(
-        default=0.0, ge=0, le=1, description="probability of a grey rectangle (Zhong et al. 2017)"
-    )
+    erase: float = Field(default=0.0, ge=0, le=1, description="probability of a grey rectangle (Zhong et al. 2017)")
 
 
 def draws(seed: int, epoch: int, keys: Sequence[str], count: int = DRAWS) -> NDArray[np.float32]:

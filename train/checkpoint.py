@@ -46,9 +46,7 @@ def saved(folder: Path) -> list[Saved]:
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if path.name.startswith(PREFIX) and path.is_dir()]
-    return sorted(
-        (Saved(path, int(path.name.removeprefix(PREFIX))) for path in found), key=lambda one: one.step
-    )
+    return sorted((Saved(path, int(path.name.removeprefix(PREFIX))) for path in found), key=lambda one: one.step)
 
 
 def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
@@ -116,9 +114,7 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
         except TornCheckpointError as error:
             log.warning("checkpoint passed over, going back to the one before: %s", error)
     if candidates:
-        raise RunError(
-            f"{folder}: none of its {len(candidates)} checkpoints is sound; remove the folder to start anew"
-        )
+        raise RunError(f"{folder}: none of its {len(candidates)} checkpoints is sound; remove the folder to start anew")
     return None
 
 
@@ -130,18 +126,14 @@ def find(path: str | Path) -> tuple[Path, Path]:
     """
     path = Path(path)
     if not path.is_dir():
-        raise UserError(
-            f"{path}: no such folder; give the folder of a run of `pairmill train`, or a checkpoint in it"
-        )
+        raise UserError(f"{path}: no such folder; give the folder of a run of `pairmill train`, or a checkpoint in it")
     if path.name.startswith(PREFIX) and (path / META).exists():
         return path.parent.parent, path
     if path.name == CHECKPOINTS and saved(path):
         return path.parent, path
     if saved(path / CHECKPOINTS):
         return path, path / CHECKPOINTS
-    raise UserError(
-        f"{path}: holds no checkpoint; give the folder of a run that has got as far as its first one"
-    )
+    raise UserError(f"{path}: holds no checkpoint; give the folder of a run that has got as far as its first one")
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -19,16 +19,12 @@ class DataConfig(Config):
 
     folder: str = Field(default="", description="shard folder, any fsspec URL")
     global_batch_size: int = Field(default=256, ge=2, description="samples of a step, over all ranks")
-    seed: int = Field(
-        default=0, ge=0, description="seed of the order, of crops and colours, and of the first weights"
-    )
+    seed: int = Field(default=0, ge=0, description="seed of the order, of crops and colours, and of the first weights")
     image_size: int = Field(default=64, ge=8, description="side of the pictures trained on, pixels")
     early_image_size: int = Field(
         default=0, ge=0, description="a smaller side for the first part of the run, pixels; 0: none"
     )
-    early_share: float = Field(
-        default=0.5, ge=0, le=1, description="share of the run that `early_image_size` is for"
-    )
+    early_share: float = Field(default=0.5, ge=0, le=1, description="share of the run that `early_image_size` is for")
     shuffle_captions: bool = Field(
         default=False,
         description="control experiment: every picture gets the caption of another, so nothing is learned",
@@ -100,6 +96,4 @@ class RunConfig(Config):
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="processes and arithmetic")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="checkpoints")
     log: LogConfig = Field(default=LogConfig(), description="log lines")
-    evaluate: EvaluateConfig = Field(
-        default_factory=EvaluateConfig, description="measurements while training"
-    )
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="measurements while training")

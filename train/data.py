@@ -86,9 +86,7 @@ def decode(sample: Sample) -> Image.Image:
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
         where = f"{sample.get('__url__', '')} {sample['__key__']}.{extension}".strip()
-        raise UserError(
-            f"{where}: not a picture ({error}); see what else is wrong with `pairmill verify`"
-        ) from None
+        raise UserError(f"{where}: not a picture ({error}); see what else is wrong with `pairmill verify`") from None
 
 
 class PairReader:
@@ -168,11 +166,7 @@ class PairReader:
     def _side(self, sample: Sample) -> int:
         step = sample["__epoch__"] * self.stream.steps_per_epoch + sample["__step__"]
         is_early = step * self.config.global_batch_size < self.config.early_share * self.total
-        return (
-            self.config.early_image_size
-            if is_early and self.config.early_image_size
-            else self.config.image_size
-        )
+        return self.config.early_image_size if is_early and self.config.early_image_size else self.config.image_size
 
     def _ids(self, sample: Sample) -> list[int]:
         caption = sample["txt"].decode("utf-8", "replace")
@@ -220,11 +214,7 @@ def open_stream(config: DataConfig, rank: int = 0, world_size: int = 1) -> Shard
     if samples < batch:
         raise UserError(
             f"{config.folder}: its {samples} samples are fewer than one batch of {batch}; "
-            + (
-                f"set data.global_batch_size to {samples} or less"
-                if samples > 1
-                else "build the corpus first"
-            )
+            + (f"set data.global_batch_size to {samples} or less" if samples > 1 else "build the corpus first")
         )
     return ShardStream(
         config.folder,

@@ -90,9 +90,7 @@ def prepare(config: RunConfig, run: Path, world_size: int) -> dict[str, Any] | N
     _check_groups(config, world_size)
     create_objective(**config.objective.model_dump())
     if not folder.exists(TOKENIZER_NAME):
-        create_tokenizer(config.tokenizer, captions(config.data.folder, config.data.caption_limit)).save(
-            folder
-        )
+        create_tokenizer(config.tokenizer, captions(config.data.folder, config.data.caption_limit)).save(folder)
     create_model(config.model)
     folder.write_json(CONFIG_NAME, config.model_dump(mode="json"))
     return None
@@ -114,9 +112,7 @@ def _as_rank(config: RunConfig, run: Path) -> dict[str, Any]:
         done = _prepared(config, run)
     result = done or run_rank(config, run)
     if result is None:
-        raise RunError(
-            f"{run}: stopped by a signal, its checkpoint is written; run the same command to go on"
-        )
+        raise RunError(f"{run}: stopped by a signal, its checkpoint is written; run the same command to go on")
     return result
 
 

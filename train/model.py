@@ -32,9 +32,7 @@ class VisionConfig(Config):
     @model_validator(mode="after")
     def _one_depth_a_width(self) -> VisionConfig:
         if len(self.widths) != len(self.depths):
-            raise ValueError(
-                f"{len(self.widths)} widths but {len(self.depths)} depths: give one depth for each width"
-            )
+            raise ValueError(f"{len(self.widths)} widths but {len(self.depths)} depths: give one depth for each width")
         return self
 
 

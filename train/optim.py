@@ -28,9 +28,7 @@ class OptimConfig(Config):
     schedule: Literal["cosine", "constant"] = Field(default="cosine", description="shape after the warm-up")
     warmup: Length = Field(default="2%", description="length of the linear warm-up")
     clip_norm: float = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
-    ema: float = Field(
-        default=0.0, ge=0, lt=1, description="decay a step of the averaged weights; 0: none are kept"
-    )
+    ema: float = Field(default=0.0, ge=0, lt=1, description="decay a step of the averaged weights; 0: none are kept")
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -83,9 +81,7 @@ class WeightAverage:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         current = model.state_dict()
         floating = [name for name, value in current.items() if value.is_floating_point()]
-        torch._foreach_lerp_(
-            [self.average[name] for name in floating], [current[name] for name in floating], 1 - decay
-        )
+        torch._foreach_lerp_([self.average[name] for name in floating], [current[name] for name in floating], 1 - decay)
         for name in current.keys() - set(floating):
             self.average[name].copy_(current[name])
 

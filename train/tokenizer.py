@@ -33,9 +33,7 @@ class TokenizerConfig(Config):
     kind: Literal["corpus", "clip"] = Field(
         default="corpus", description="a vocabulary trained on the corpus, or CLIP's own"
     )
-    vocabulary: int = Field(
-        default=4096, ge=300, description="largest vocabulary trained on the corpus, tokens"
-    )
+    vocabulary: int = Field(default=4096, ge=300, description="largest vocabulary trained on the corpus, tokens")
 
 
 class Tokenizer(Protocol):
@@ -149,9 +147,7 @@ def create_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer
 def load_tokenizer(folder: Folder) -> Tokenizer:
     """Load the tokenizer of a run folder. Raises UserError if it has none."""
     if not folder.exists(TOKENIZER_NAME):
-        raise UserError(
-            f"{folder.path(TOKENIZER_NAME)}: no such file; give the folder of a run of `pairmill train`"
-        )
+        raise UserError(f"{folder.path(TOKENIZER_NAME)}: no such file; give the folder of a run of `pairmill train`")
     if folder.read_json(TOKENIZER_NAME).get("kind") == "clip":
         return ClipTokenizer()
     return CorpusTokenizer(Tokenization.from_str(folder.read(TOKENIZER_NAME).decode()))

@@ -137,9 +137,7 @@ def _picture(record: dict[str, object]) -> Picture:
         split = "held_out_style"
     tags = record["tags"]
     assert isinstance(tags, list)
-    fields = {
-        field: str(record[field]) for field in ("path", "family", "hexcode", "name", "group", "license")
-    }
+    fields = {field: str(record[field]) for field in ("path", "family", "hexcode", "name", "group", "license")}
     return Picture(tags=tuple(tags), split=split, **fields)
 
 

@@ -79,9 +79,7 @@ def main() -> int:
     """Builds the archive; returns the exit code (0 done, 1 failed)."""
     parser = argparse.ArgumentParser(description="Build the sample web's archive of image-text pairs.")
     parser.add_argument("--out", type=Path, default=HERE, help="folder for pairs.zip and ATTRIBUTIONS.md")
-    parser.add_argument(
-        "--packages", type=Path, help="folder of .tgz files to use, and to keep those fetched"
-    )
+    parser.add_argument("--packages", type=Path, help="folder of .tgz files to use, and to keep those fetched")
     args = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -101,9 +99,7 @@ def build(out: Path, packages: Path) -> None:
     drawings = {family.name: read_drawings(family, packages) for family in FAMILIES}
     images = {
         family.name: {
-            key: encode(family, drawing)
-            for key, drawing in sorted(drawings[family.name].items())
-            if key in names
+            key: encode(family, drawing) for key, drawing in sorted(drawings[family.name].items()) if key in names
         }
         for family in FAMILIES
     }
@@ -120,9 +116,7 @@ def build(out: Path, packages: Path) -> None:
         attributions = attributions.replace(
             f"{{{family.name}}}", f"{count} pictures, npm {family.package} {family.version}"
         )
-    files = {
-        f"{name}/{key}.webp": content for name, found in images.items() for key, content in found.items()
-    }
+    files = {f"{name}/{key}.webp": content for name, found in images.items() for key, content in found.items()}
     write_zip(out / "pairs.zip", records, files, attributions)
     (out / "ATTRIBUTIONS.md").write_text(attributions, encoding="utf-8")
     report(out / "pairs.zip", records)
@@ -148,9 +142,7 @@ def pack(package: str, version: str, packages: Path) -> Path:
         return tarball
     npm = shutil.which("npm")
     if npm is None:
-        raise BuildError(
-            f"npm is needed to fetch {package}; install it or put {tarball.name} into --packages"
-        )
+        raise BuildError(f"npm is needed to fetch {package}; install it or put {tarball.name} into --packages")
     packages.mkdir(parents=True, exist_ok=True)
     command = [npm, "pack", "--silent", f"{package}@{version}"]
     done = subprocess.run(command, cwd=packages, capture_output=True, text=True, check=False)
@@ -228,9 +220,7 @@ def rasterise(drawing: bytes, side_px: int) -> Image.Image:
     try:
         render = importlib.import_module("resvg_py").svg_to_bytes
     except ImportError:
-        raise BuildError(
-            "OpenMoji's drawings are SVG; pip install resvg-py to turn them into bitmaps"
-        ) from None
+        raise BuildError("OpenMoji's drawings are SVG; pip install resvg-py to turn them into bitmaps") from None
     png = bytes(render(svg_string=drawing.decode(), width=side_px, height=side_px))
     return Image.open(io.BytesIO(png))
 
@@ -246,9 +236,7 @@ def write_zip(path: Path, records: list[dict[str, Any]], images: dict[str, bytes
         for name, content in sorted(images.items()):
             archive.writestr(zip_entry(name, zipfile.ZIP_STORED), content)
     if partial.stat().st_size > LIMIT_BYTES:
-        raise BuildError(
-            f"{partial} has {partial.stat().st_size} bytes, the limit is {LIMIT_BYTES}; lower a quality"
-        )
+        raise BuildError(f"{partial} has {partial.stat().st_size} bytes, the limit is {LIMIT_BYTES}; lower a quality")
     partial.replace(path)
 
 

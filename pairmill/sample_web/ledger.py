@@ -43,10 +43,7 @@ class Ledger:
 
     def as_json(self) -> dict[str, Any]:
         """The counts as plain values; `too_soon` counts requests that came before Retry-After was over."""
-        hosts = {
-            host: {"requests": count, "peak_concurrent": self._peak[host]}
-            for host, count in self.hosts.items()
-        }
+        hosts = {host: {"requests": count, "peak_concurrent": self._peak[host]} for host, count in self.hosts.items()}
         return {
             "requests": sum(self.hosts.values()),
             "paths": dict(self.paths),

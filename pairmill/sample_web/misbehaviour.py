@@ -69,9 +69,7 @@ CATALOGUE: tuple[Misbehaviour, ...] = (
         4,
         elsewhere="http://{host}:9/{key}.jpg",
     ),
-    Misbehaviour(
-        "unknown_host", "no such name", DOWNLOAD, "dns", 4, elsewhere="http://pictures.invalid/{key}.jpg"
-    ),
+    Misbehaviour("unknown_host", "no such name", DOWNLOAD, "dns", 4, elsewhere="http://pictures.invalid/{key}.jpg"),
     Misbehaviour("bad_url", "no host in the URL", None, "bad_url", 4, elsewhere="http:///{key}.jpg"),
     # Images of every kind.
     Misbehaviour("wrong_type", "a right JPEG called text/plain", SUCCESS, ""),
@@ -88,9 +86,7 @@ CATALOGUE: tuple[Misbehaviour, ...] = (
     Misbehaviour("truncated_image", "a JPEG file that ends too early", RESIZE, "decode_error"),
     Misbehaviour("zero_bytes", "an empty body with status 200", RESIZE, "not_an_image"),
     Misbehaviour("svg", "a vector drawing", RESIZE, "not_an_image", extension="svg"),
-    Misbehaviour(
-        "header_bomb", "a PNG header of 60,000 x 60,000 pixels", RESIZE, "too_many_pixels", 4, "png"
-    ),
+    Misbehaviour("header_bomb", "a PNG header of 60,000 x 60,000 pixels", RESIZE, "too_many_pixels", 4, "png"),
     Misbehaviour("too_small", "8 x 8 pixels", FILTERED, "too_small", extension="png"),
     Misbehaviour("wide_banner", "640 x 64 pixels", FILTERED, "aspect"),
 )

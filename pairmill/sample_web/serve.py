@@ -31,17 +31,11 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m pairmill.sample_web.serve", description="Serve the sample web."
-    )
+    parser = argparse.ArgumentParser(prog="python -m pairmill.sample_web.serve", description="Serve the sample web.")
     parser.add_argument("--hosts", default="127.0.0.1", help="addresses to listen on, separated by commas")
     parser.add_argument("--port", type=int, default=0, help="one port for all hosts; 0 chooses one for each")
-    parser.add_argument(
-        "--misbehave-timescale", type=float, default=1.0, help="factor on every misbehaviour's seconds"
-    )
-    parser.add_argument(
-        "--parent", type=int, help="stop when the process with this id is no longer the parent"
-    )
+    parser.add_argument("--misbehave-timescale", type=float, default=1.0, help="factor on every misbehaviour's seconds")
+    parser.add_argument("--parent", type=int, help="stop when the process with this id is no longer the parent")
     options = parser.parse_args()
     if not 0 <= options.port <= 65535:
         parser.error(f"--port {options.port}: must be 0 to 65535")

@@ -144,11 +144,7 @@ class SampleServer:
         return web.Response(status=302, headers={"Location": _good_path(request)})
 
     async def _redirect_other_host(self, request: web.Request) -> web.StreamResponse:
-        own = (
-            self.base_urls.index(f"http://{request.host}")
-            if f"http://{request.host}" in self.base_urls
-            else 0
-        )
+        own = self.base_urls.index(f"http://{request.host}") if f"http://{request.host}" in self.base_urls else 0
         target = self.base_urls[(own + 1) % len(self.base_urls)] + _good_path(request)
         return web.Response(status=301, headers={"Location": target})
 
@@ -245,9 +241,7 @@ async def _html(request: web.Request) -> web.StreamResponse:
 
 async def _cut_short(request: web.Request) -> web.StreamResponse:
     picture = _picture(request)
-    return await wire.send(
-        request, wire.once(wire.head(_described(picture)), picture.body[: len(picture.body) // 2])
-    )
+    return await wire.send(request, wire.once(wire.head(_described(picture)), picture.body[: len(picture.body) // 2]))
 
 
 async def _chunks_cut_short(request: web.Request) -> web.StreamResponse:

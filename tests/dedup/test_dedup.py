@@ -144,9 +144,7 @@ def test_the_outcome_does_not_depend_on_shards_or_on_where_the_work_is_done(
         def place(key: str, width: int = rows_per_shard) -> int:
             return int(key[:-4]) * width + int(key[-4:])
 
-        outcomes.append(
-            [(place(key), place(row["kept_key"]), row["distance"]) for key, row in removed(corpus).items()]
-        )
+        outcomes.append([(place(key), place(row["kept_key"]), row["distance"]) for key, row in removed(corpus).items()])
     assert outcomes[0] == outcomes[1] == outcomes[2]
 
 

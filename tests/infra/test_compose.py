@@ -104,9 +104,7 @@ def test_grafana_is_given_its_dashboards_where_its_provider_looks(
 ) -> None:
     grafana = ROOT / "infra/monitoring/grafana"
     provider = yaml.safe_load((grafana / "provisioning/dashboards/pairmill.yml").read_text())["providers"][0]
-    source = yaml.safe_load((grafana / "provisioning/datasources/prometheus.yml").read_text())["datasources"][
-        0
-    ]
+    source = yaml.safe_load((grafana / "provisioning/datasources/prometheus.yml").read_text())["datasources"][0]
     mounts = {volume.split(":")[0]: volume.split(":")[1] for volume in services["grafana"]["volumes"]}
     folder = mounts["./infra/monitoring/grafana/dashboards"]
     assert provider["options"]["path"] == folder

@@ -66,9 +66,7 @@ def test_alerts_fire_when_they_should_and_only_then() -> None:
 def test_every_alert_is_played_through() -> None:
     rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
     played = yaml.safe_load((Path(__file__).parent / "alerts.test.yml").read_text())["tests"]
-    fired = {
-        case["alertname"] for test in played for case in test["alert_rule_test"] if case.get("exp_alerts")
-    }
+    fired = {case["alertname"] for test in played for case in test["alert_rule_test"] if case.get("exp_alerts")}
     assert fired == {rule["alert"] for rule in rules}
 
 

@@ -1,8 +1,8 @@
 """The deployment without Docker: the command lines of docker-compose.yml, run as they stand on this machine.
 
 Only places are swapped (ports, folders, host names): the Ray head and worker, the bucket, the sample web,
-the submitted job, Prometheus and every health check are the words of the file. In MinIO's place stands JuiceFS' S3
-gateway, which is built from MinIO's. The job is the quickstart's corpus, with a part of its rows.
+the submitted job, Prometheus and every health check are the words of the file. In MinIO's place stands
+JuiceFS' S3 gateway, which is built from MinIO's. The job is the quickstart's corpus, with a part of its rows.
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ class Machine:
 
     def words(self, service: str, key: str = "command") -> list[str]:
         """The words of a service's command, or of its health check, with their places swapped."""
-        found = (
-            SERVICES[service]["command"] if key == "command" else SERVICES[service]["healthcheck"]["test"][1:]
-        )
+        found = SERVICES[service]["command"] if key == "command" else SERVICES[service]["healthcheck"]["test"][1:]
         return [self._local(service, word) for word in found]
 
     def environment(self, service: str) -> dict[str, str]:
@@ -198,54 +196,20 @@ def short_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def variables() -> dict[str, str]:
+def variables(s3_gateway: Any) -> dict[str, str]:
     """What an operator would put in `.env`."""
     return {
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
-        "MINIO_ROOT_USER": "corpus-writer",
-        "MINIO_ROOT_PASSWORD": secrets.token_hex(16),
+        "MINIO_ROOT_USER": s3_gateway.env["AWS_ACCESS_KEY_ID"],
+        "MINIO_ROOT_PASSWORD": s3_gateway.env["AWS_SECRET_ACCESS_KEY"],
         "WORKER_CPUS": "2",
     }
 
 
 @pytest.fixture(scope="module")
-def store(short_folder: Path, variables: dict[str, str]) -> Iterator[str]:
-    """A real S3 gateway with no bucket in it; yields its URL."""
-    folder = short_folder / "s3"
-    (folder / "data").mkdir(parents=True)
-    (port,) = free_ports(1)
-    juicefs, meta = str(BIN / "juicefs"), f"sqlite3://{folder}/meta.db"
-    environment = {**os.environ, "HOME": str(folder)} | {
-        name: value for name, value in variables.items() if name.startswith("MINIO_")
-    }
-    make = [juicefs, "format", meta, "pairs", "--bucket", str(folder / "data")]
-    subprocess.run(make, env=environment, check=True, capture_output=True)
-    serve = [juicefs, "gateway", meta, f"127.0.0.1:{port}", "--multi-buckets", "--no-usage-report"]
-    serve += ["--cache-dir", str(folder / "cache"), "--metrics", "127.0.0.1:0"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(serve, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        given_up = time.monotonic() + PATIENCE_S
-        while not reachable(port):
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < given_up, (folder / "log").read_text()
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def reachable(port: str) -> bool:
-    """Whether something listens on the loopback port."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", int(port))) == 0
-
-
-@pytest.fixture(scope="module")
-def machine(short_folder: Path, store: str, variables: dict[str, str]) -> Iterator[Machine]:
+def machine(short_folder: Path, s3_gateway: Any, variables: dict[str, str]) -> Iterator[Machine]:
     """Every service of the file but Prometheus, up and healthy, in the order that the file asks for."""
-    here = Machine(short_folder, store, variables)
+    here = Machine(short_folder, s3_gateway.env["AWS_ENDPOINT_URL"], variables)
     try:
         starting = {name: here.start(name) for name in ("ray-head", "web-a", "web-b", "minio-bucket")}
         for name in ("ray-head", "web-a", "web-b"):
@@ -258,11 +222,8 @@ def machine(short_folder: Path, store: str, variables: dict[str, str]) -> Iterat
 
 
 @pytest.fixture
-def corpus(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Folder:
-    """The quickstart's corpus folder on the S3 store, seen from this process."""
-    for name, value in machine.environment("quickstart").items():
-        if name.startswith("AWS_"):
-            monkeypatch.setenv(name, value)
+def corpus(machine: Machine) -> Folder:
+    """The quickstart's corpus folder, in the bucket that the stack made for itself."""
     (url,) = [word.split("=", 1)[1] for word in machine.words("quickstart") if word.startswith("--corpus=")]
     return Folder(url)
 

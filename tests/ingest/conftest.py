@@ -36,9 +36,7 @@ NEAR: dict[str, Any] = {
 @pytest.fixture(scope="session")
 def web() -> Iterator[SampleWeb]:
     with SampleWeb(hosts=loopback_hosts(3)) as running:
-        urllib.request.urlopen(
-            running.url("gzip_bomb")
-        ).close()  # made when first asked for, which takes a while
+        urllib.request.urlopen(running.url("gzip_bomb")).close()  # made when first asked for, which takes a while
         yield running
 
 

@@ -42,9 +42,7 @@ def crawl(config: FetchConfig, urls: list[str], retries_left: int = 1000, **opti
             for index, url in enumerate(urls):
                 crawler.send(Visit(errand, index, url, str(index)))
             waiting = asyncio.create_task(ended.wait())
-            done, _ = await asyncio.wait(
-                (waiting, crawler.broken), timeout=60, return_when=asyncio.FIRST_COMPLETED
-            )
+            done, _ = await asyncio.wait((waiting, crawler.broken), timeout=60, return_when=asyncio.FIRST_COMPLETED)
             if crawler.broken in done:
                 crawler.broken.result()
             assert waiting in done
@@ -78,9 +76,7 @@ def crawl(config: FetchConfig, urls: list[str], retries_left: int = 1000, **opti
         ("bad_url", DOWNLOAD, Reason.BAD_URL, 0),
     ],
 )
-def test_one_row(
-    web: SampleWeb, near: FetchConfig, kind: str, status: Status, reason: Reason, attempts: int
-) -> None:
+def test_one_row(web: SampleWeb, near: FetchConfig, kind: str, status: Status, reason: Reason, attempts: int) -> None:
     web.reset()
     found = crawl(near, [web.url(kind)])[0]
     assert (found.status, found.reason) == (status, reason), found.detail
@@ -104,13 +100,9 @@ def test_evidence_and_addresses_are_kept(web: SampleWeb, near: FetchConfig) -> N
     assert moved.final_url.startswith(web.base_urls[1] + "/images/")
 
 
-def test_wishes_can_be_switched_off_and_robots_is_asked_once_a_host(
-    web: SampleWeb, near: FetchConfig
-) -> None:
+def test_wishes_can_be_switched_off_and_robots_is_asked_once_a_host(web: SampleWeb, near: FetchConfig) -> None:
     web.reset()
-    urls = [
-        web.url(kind, host=host) for kind in ("private", "noai", "wrong_type", "redirect") for host in (0, 1)
-    ]
+    urls = [web.url(kind, host=host) for kind in ("private", "noai", "wrong_type", "redirect") for host in (0, 1)]
     assert sum(one.reason == Reason.ROBOTS_TXT for one in crawl(near, urls)) == 2
     assert web.log()["paths"]["/robots.txt"] == 2
     web.reset()
@@ -126,9 +118,7 @@ def test_wishes_can_be_switched_off_and_robots_is_asked_once_a_host(
     web.reset()
 
 
-def test_private_addresses_are_not_asked_at_once_nor_after_a_redirect(
-    web: SampleWeb, near: FetchConfig
-) -> None:
+def test_private_addresses_are_not_asked_at_once_nor_after_a_redirect(web: SampleWeb, near: FetchConfig) -> None:
     web.reset()
     public = near.model_copy(update={"allow_private": False})
     port = web.base_urls[0].rpartition(":")[2]
@@ -169,9 +159,7 @@ def test_a_redirect_may_not_lead_where_no_request_may_go(web: SampleWeb, near: F
 )
 def test_redirects_to_odd_places(near: FetchConfig, location: str, reason: Reason) -> None:
     answer = f"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nConnection: close\r\nLocation: {location}\r\n\r\n"
-    here = near.model_copy(
-        update={"robots": False, "allow_private": False, "allow_networks": ("127.0.0.1/32",)}
-    )
+    here = near.model_copy(update={"robots": False, "allow_private": False, "allow_networks": ("127.0.0.1/32",)})
     if "localhost" in location:
         here = here.model_copy(update={"allow_networks": ("127.0.0.3/32",)})
     with answering(answer.encode(), "127.0.0.3" if "localhost" in location else "127.0.0.1") as url:

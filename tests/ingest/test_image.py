@@ -56,9 +56,7 @@ def refused(body: bytes, config: ImageConfig = PLAIN) -> Refusal:
     return result
 
 
-def assert_quarters(
-    image: Image.Image, colours: tuple[Any, ...] = (RED, GREEN, BLUE, WHITE), near: int = 8
-) -> None:
+def assert_quarters(image: Image.Image, colours: tuple[Any, ...] = (RED, GREEN, BLUE, WHITE), near: int = 8) -> None:
     width, height = image.size
     places = [(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)]
     for (x, y), colour in zip(places, colours, strict=True):
@@ -142,9 +140,7 @@ def test_damaged_exif_costs_no_picture() -> None:
 
 
 def test_colours_of_a_profile_are_brought_to_srgb() -> None:
-    body = encoded(
-        icc.from_srgb(quarters()), "JPEG", quality=98, icc_profile=icc.adobe_rgb_profile(), subsampling=0
-    )
+    body = encoded(icc.from_srgb(quarters()), "JPEG", quality=98, icc_profile=icc.adobe_rgb_profile(), subsampling=0)
     assert_quarters(made(body)[1], near=8)
     with Image.open(io.BytesIO(body)) as plain:
         unmanaged = plain.convert("RGB").getpixel((96, 32))
@@ -266,8 +262,7 @@ def test_a_pixel_bomb_is_refused_before_its_memory_is_taken() -> None:
         (b"IEND", b""),
     )
     body = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     )
     tracemalloc.start()
     try:
@@ -315,9 +310,7 @@ def test_the_perceptual_hash_stays_near_for_one_picture_and_far_for_two() -> Non
 def test_malformed_files_cost_one_row_each() -> None:
     draw = random.Random(7)
     seeds = [
-        encoded(
-            quarters(), form, **({"save_all": True, "append_images": [quarters()]} if form == "GIF" else {})
-        )
+        encoded(quarters(), form, **({"save_all": True, "append_images": [quarters()]} if form == "GIF" else {}))
         for form in ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "PPM", "JPEG2000")
     ]
     for _ in range(600):

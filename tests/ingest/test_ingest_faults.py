@@ -132,9 +132,7 @@ def test_the_driver_is_killed(
     assert_clean(planned, ingest(str(planned), config, local_ray), expected)
 
 
-def test_workers_are_killed(
-    planned: Path, config: IngestConfig, web: SampleWeb, local_ray: ClusterConfig
-) -> None:
+def test_workers_are_killed(planned: Path, config: IngestConfig, web: SampleWeb, local_ray: ClusterConfig) -> None:
     expected = undisturbed(planned, config, web)
     totals: list[dict[str, Any]] = []
     running = threading.Thread(
@@ -175,16 +173,11 @@ def test_the_web_goes_away_for_a_moment(planned: Path, config: IngestConfig, web
 
 def can_mount() -> bool:
     command = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs tmpfs /mnt"]
-    return (
-        bool(shutil.which("unshare"))
-        and subprocess.run(command, check=False, capture_output=True).returncode == 0
-    )
+    return bool(shutil.which("unshare")) and subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 @pytest.mark.skipif(not can_mount(), reason="this system lets nobody mount a small disk of their own")
-def test_the_disk_is_full(
-    planned: Path, config: IngestConfig, web: SampleWeb, mark: str, tmp_path: Path
-) -> None:
+def test_the_disk_is_full(planned: Path, config: IngestConfig, web: SampleWeb, mark: str, tmp_path: Path) -> None:
     """In a mount namespace of its own: a disk of 200 KB, then, with the same command, one that is large enough."""
     expected = undisturbed(planned, config, web)
     disk = planned / "raw"
@@ -200,9 +193,7 @@ def test_the_disk_is_full(
         f"cp -r {disk} {tmp_path}/result"
     )
     command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, config.model_dump_json()]
-    subprocess.run(
-        command, check=True, env={**os.environ, MARK: mark, "PYTHONPATH": os.getcwd()}, timeout=200
-    )  # noqa: PTH109
+    subprocess.run(command, check=True, env={**os.environ, MARK: mark, "PYTHONPATH": os.getcwd()}, timeout=200)
     *log, code = (tmp_path / "first").read_text().split("\n")[:-1]
     assert code == "1"
     assert "the disk is full" in log[-1]

@@ -164,9 +164,7 @@ def test_what_is_committed_is_not_fetched_again(
     assert not [path.name for path in raw.iterdir() if path.name.startswith(".")]
 
 
-def test_a_corrupt_part_fails_alone_and_by_name(
-    planned: Path, config: IngestConfig, local_ray: ClusterConfig
-) -> None:
+def test_a_corrupt_part_fails_alone_and_by_name(planned: Path, config: IngestConfig, local_ray: ClusterConfig) -> None:
     part = planned / "plan" / "part-00002.parquet"
     whole = part.read_bytes()
     part.write_bytes(whole[:200])
@@ -183,9 +181,7 @@ def test_other_settings_are_not_mixed_in_but_knobs_may_change(
     planned: Path, config: IngestConfig, local_ray: ClusterConfig
 ) -> None:
     ingest(str(planned), config, local_ray)
-    faster = config.model_copy(
-        update={"workers": 1, "fetch": config.fetch.model_copy(update={"concurrency": 9})}
-    )
+    faster = config.model_copy(update={"workers": 1, "fetch": config.fetch.model_copy(update={"concurrency": 9})})
     assert ingest(str(planned), faster, local_ray)["shards"] == 4
     with pytest.raises(UserError, match=r"image\.size: 64 there, 32 now"):
         ingest(str(planned), config.model_copy(update={"image": ImageConfig(size=32)}), local_ray)

@@ -203,9 +203,7 @@ def test_any_text_is_a_url_or_is_not(text: str) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.lists(
-        st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 3)), min_size=1, max_size=30), max_size=6
-    ),
+    st.lists(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 3)), min_size=1, max_size=30), max_size=6),
     st.integers(1, 50),
 )
 def test_merged_runs_are_sorted_and_whole(runs: list[list[tuple[int, int]]], at_once: int) -> None:

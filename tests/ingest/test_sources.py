@@ -49,9 +49,7 @@ def read(urls: Path | str, columns: Columns = COLUMNS) -> list[dict[str, Any]]:
     return [row for batch in read_rows(find_sources(str(urls)), columns) for row in batch.to_pylist()]
 
 
-@pytest.mark.parametrize(
-    "name", ["r.parquet", "r.csv", "r.tsv", "r.jsonl", "r.csv.gz", "r.tsv.gz", "r.jsonl.gz"]
-)
+@pytest.mark.parametrize("name", ["r.parquet", "r.csv", "r.tsv", "r.jsonl", "r.csv.gz", "r.tsv.gz", "r.jsonl.gz"])
 def test_every_kind_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     assert read(write(tmp_path / name, ROWS)) == ROWS
 
@@ -64,9 +62,7 @@ def test_a_text_file_is_urls_without_captions(tmp_path: Path, name: str) -> None
 
 def test_columns_are_found_by_name_chosen_and_renamed(tmp_path: Path) -> None:
     path = write(tmp_path / "r.parquet", [{"id": 7, "alt": "a cat", "src": "http://a.example/1", "x": 1.5}])
-    assert read(path, Columns("src", "alt", ("x",))) == [
-        {"url": "http://a.example/1", "caption": "a cat", "x": 1.5}
-    ]
+    assert read(path, Columns("src", "alt", ("x",))) == [{"url": "http://a.example/1", "caption": "a cat", "x": 1.5}]
 
 
 def test_globs_and_folders_are_read_in_order_of_name_and_on_any_filesystem(tmp_path: Path) -> None:
@@ -115,18 +111,14 @@ def broken(tmp_path: Path, name: str, content: bytes | None) -> str:
         ("late.jsonl", b'{"url": "a", "caption": "b"}\n' * 16_384 + b'{"url": "c", "new": 1}\n', "'new'"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_line(
-    tmp_path: Path, name: str, content: bytes | None, says: str
-) -> None:
+def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, name: str, content: bytes | None, says: str) -> None:
     assert says in broken(tmp_path, name, content)
 
 
 @pytest.mark.parametrize("name", ["r.parquet", "r.csv", "r.tsv", "r.jsonl"])
 def test_a_missing_column_lists_what_there_is_and_the_nearest(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, [{"url": "http://a.example/1", "captions": "a"}])
-    with pytest.raises(
-        UserError, match=r"no column 'caption'; it has url, captions \(did you mean 'captions'"
-    ):
+    with pytest.raises(UserError, match=r"no column 'caption'; it has url, captions \(did you mean 'captions'"):
         read(path)
 
 

@@ -11,10 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-ROWS = [
-    {"url": f"http://127.0.0.1:9/{number}.jpg", "caption": f"a picture of thing {number}"}
-    for number in range(20)
-]
+ROWS = [{"url": f"http://127.0.0.1:9/{number}.jpg", "caption": f"a picture of thing {number}"} for number in range(20)]
 
 
 def pairmill(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -77,9 +77,7 @@ def test_every_stage_accounts_for_every_row(finished: Path) -> None:
     for name in ("plan", "ingest", "dedup", "repack"):
         assert sum(stages[name]["by_status"].values()) == stages[name]["rows_in"], name
     assert stages["plan"]["rows_out"] == stages["ingest"]["rows_in"]
-    assert (
-        stages["ingest"]["by_status"]["success"] == stages["dedup"]["rows_in"] == stages["repack"]["rows_in"]
-    )
+    assert stages["ingest"]["by_status"]["success"] == stages["dedup"]["rows_in"] == stages["repack"]["rows_in"]
     assert stages["repack"]["by_status"]["success"] == stages["verify"]["samples"]
 
 
@@ -173,9 +171,7 @@ def test_captions_shuffled_end_at_chance(finished: Path, tmp_path: Path) -> None
     recipe.write_text(text)
     run = tmp_path / "control"
     pairmill = [sys.executable, "-m", "pairmill.cli"]
-    subprocess.run(
-        [*pairmill, "train", str(recipe), "--run", str(run), "--nproc", "2"], check=True, timeout=600
-    )
+    subprocess.run([*pairmill, "train", str(recipe), "--run", str(run), "--nproc", "2"], check=True, timeout=600)
     suite = finished / "suites" / "unseen_concepts"
     done = subprocess.run(
         [*pairmill, "eval", str(run), "--suite", str(suite), "--json"],

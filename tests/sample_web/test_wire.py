@@ -177,9 +177,7 @@ def test_what_succeeds_ends_with_200_and_needs_a_picture_that_exists(web: Sample
 
 def test_log_counts_requests_and_the_most_at_once(web: SampleWeb) -> None:
     async def together(count: int) -> None:
-        calls: list[Coroutine[Any, Any, Any]] = [
-            ask(web.url("hang", KEY), timeout_s=0.7) for _ in range(count)
-        ]
+        calls: list[Coroutine[Any, Any, Any]] = [ask(web.url("hang", KEY), timeout_s=0.7) for _ in range(count)]
         await asyncio.gather(*calls, return_exceptions=True)
 
     asyncio.run(together(5))

@@ -162,9 +162,7 @@ def test_picture_that_cannot_be_decoded_is_named(tmp_path: Path, make_config: Ma
     with folder.create("00000.tar") as tar:
         for number in range(20):
             for name, data in (("png", b"no picture"), ("txt", b"words")):
-                tar.write(
-                    header(f"{number:09d}.{name}", len(data)) + data + bytes(padded(len(data)) - len(data))
-                )
+                tar.write(header(f"{number:09d}.{name}", len(data)) + data + bytes(padded(len(data)) - len(data)))
         tar.write(END)
     save(folder, build(folder))
     with pytest.raises(UserError, match=r"00000.tar \d{9}.png: not a picture"):

@@ -49,9 +49,7 @@ def test_same_text_can_share_the_target() -> None:
     shared, _ = create_objective("clip", same_text="positive")(features, tokens)
     against, _ = create_objective("clip")(features, tokens)
     torch.testing.assert_close(against.item(), 2 / 3 * math.log(2))
-    torch.testing.assert_close(
-        shared.item(), 2 / 3 * math.log(2)
-    )  # the entropy of the target: the least possible
+    torch.testing.assert_close(shared.item(), 2 / 3 * math.log(2))  # the entropy of the target: the least possible
     torch.testing.assert_close(_gradient("positive", both, tokens), torch.zeros(3, 2, dtype=torch.float64))
 
 

@@ -1,4 +1,4 @@
-"""Zero-shot classification and retrieval: on a planted model, on a suite written and read, and on bad suites."""
+"""Zero-shot classification and retrieval: a planted model, a suite written and read, bad suites."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def test_planted_classifier_is_right() -> None:
 
     def encode(texts: Sequence[str]) -> Tensor:
         noise = torch.Generator().manual_seed(len(texts[0]))
-        rows = torch.stack(
-            [directions[next(k for k, name in enumerate(NAMES) if name in text)] for text in texts]
-        )
+        rows = torch.stack([directions[next(k for k, name in enumerate(NAMES) if name in text)] for text in texts])
         return F.normalize(rows + 0.1 * torch.randn(rows.shape, generator=noise), dim=1)
 
     weights = classifier(encode, NAMES, TEMPLATES)
@@ -102,9 +100,7 @@ def test_trained_run_is_measured(tmp_path: Path, suite: Path, make_config: MakeC
     assert result["images"] == 24
     assert result["top1"] > 0.5
     assert result["top5"] >= result["top1"]
-    assert (
-        result["retrieval"]["image_to_text"]["recall@5"] >= result["retrieval"]["image_to_text"]["recall@1"]
-    )
+    assert result["retrieval"]["image_to_text"]["recall@5"] >= result["retrieval"]["image_to_text"]["recall@1"]
     first = result["predictions"][0]
     assert first["key"] == "00000"
     assert first["name"] == "red"

@@ -41,9 +41,7 @@ def start(config: RunConfig, run: Path, nproc: int) -> subprocess.Popen[str]:
     """A run in a launcher process of its own."""
     command = [sys.executable, "-c", LAUNCH, config.model_dump_json(), str(run), str(nproc)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
@@ -64,9 +62,7 @@ def ranks_of(launcher: int) -> list[int]:
             try:
                 parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
                 rank = dict(
-                    entry.split("=", 1)
-                    for entry in (folder / "environ").read_text().split("\0")
-                    if "=" in entry
+                    entry.split("=", 1) for entry in (folder / "environ").read_text().split("\0") if "=" in entry
                 ).get("RANK")
             except (OSError, IndexError):
                 continue
@@ -114,7 +110,7 @@ def uninterrupted(whole: Path, make_config: MakeConfig) -> Path:
 
 
 def test_killed_run_resumes_to_the_same_weights(tmp_path: Path, whole: Path, make_config: MakeConfig) -> None:
-    """kill -9 of the launcher: its ranks end too, and the same command gives what an uninterrupted run gives."""
+    """kill -9 of the launcher: its ranks end too, and the same command ends as an uninterrupted run does."""
     config, run = make_config(), tmp_path / "run"
     launcher = start(config, run, 2)
     try:
@@ -191,15 +187,24 @@ def test_torn_checkpoint_falls_back_and_ends_the_same(
     assert_same(uninterrupted(whole, make_config), run)
 
 
-def test_another_world_size_sees_the_same_samples(
-    tmp_path: Path, whole: Path, make_config: MakeConfig
-) -> None:
+def test_another_world_size_sees_the_same_samples(tmp_path: Path, whole: Path, make_config: MakeConfig) -> None:
     """One process instead of two: with statistics in groups, the same run up to rounding."""
     run = tmp_path / "run"
     train(make_config(), run, 1)
     alone, together = logged(run), logged(uninterrupted(whole, make_config))
     for one, two in zip(alone, together, strict=True):
         assert one["loss"] == pytest.approx(two["loss"], abs=2e-3)
+
+
+def test_torchrun_gives_the_same_run(tmp_path: Path, whole: Path, make_config: MakeConfig) -> None:
+    """Under torchrun's environment each process is a rank of the same run."""
+    run, script = tmp_path / "run", tmp_path / "launch.py"
+    script.write_text(LAUNCH)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = [str(script), make_config().model_dump_json(), str(run), "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *arguments], env=environment, check=True, timeout=PATIENCE_S, capture_output=True)
+    assert_same(uninterrupted(whole, make_config), run)
 
 
 @pytest.mark.parametrize(

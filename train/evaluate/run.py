@@ -56,9 +56,7 @@ def load_model(path: str | Path) -> tuple[DualEncoder, Tokenizer, RunConfig, dic
     run, where = checkpoint.find(path)
     folder = Folder(run)
     if not folder.exists("config.json"):
-        raise UserError(
-            f"{folder.path('config.json')}: missing; a checkpoint is read with its run's configuration"
-        )
+        raise UserError(f"{folder.path('config.json')}: missing; a checkpoint is read with its run's configuration")
     config = parse(folder.read_json("config.json"), RunConfig, source=folder.path("config.json"))
     tokenizer = load_tokenizer(folder)
     state = checkpoint.load_newest(where) if where.name == checkpoint.CHECKPOINTS else checkpoint.load(where)
@@ -66,9 +64,7 @@ def load_model(path: str | Path) -> tuple[DualEncoder, Tokenizer, RunConfig, dic
         raise RunError(f"{where}: its checkpoints have gone")
     model = create_model(config.model, tokenizer.vocabulary)
     weights = state.get("average", state["model"])
-    checkpoint.load_weights(
-        model, {name: value for name, value in weights.items() if name != "steps"}, str(where)
-    )
+    checkpoint.load_weights(model, {name: value for name, value in weights.items() if name != "steps"}, str(where))
     return model, tokenizer, config, state
 
 
@@ -149,7 +145,5 @@ def _predictions(suite: Suite, scores: Tensor) -> list[dict[str, Any]]:
                 for number, score in zip(numbers, values, strict=True)
             ],
         }
-        for example, numbers, values in zip(
-            suite.examples, best.indices.tolist(), best.values.tolist(), strict=True
-        )
+        for example, numbers, values in zip(suite.examples, best.indices.tolist(), best.values.tolist(), strict=True)
     ]

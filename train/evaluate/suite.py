@@ -62,9 +62,7 @@ def read_suite(path: str) -> Suite:
     if not count.isdigit():
         raise UserError(f"{folder.path(NSHARDS)}: {count!r} is not a number of tars")
     examples = [
-        example
-        for shard in range(int(count))
-        for example in _examples(folder, f"test/{shard}.tar", len(names))
+        example for shard in range(int(count)) for example in _examples(folder, f"test/{shard}.tar", len(names))
     ]
     if not examples:
         raise UserError(f"{folder.path('test')}: holds no pictures")
@@ -90,9 +88,7 @@ def write_suite(
                 if name != "key":
                     data = value if isinstance(value, bytes) else str(value).encode()
                     tar.write(
-                        header(f"{sample['key']}.{name}", len(data))
-                        + data
-                        + bytes(padded(len(data)) - len(data))
+                        header(f"{sample['key']}.{name}", len(data)) + data + bytes(padded(len(data)) - len(data))
                     )
         tar.write(END)
     folder.write(NSHARDS, b"1\n")

@@ -42,9 +42,7 @@ class GroupedBatchNorm(nn.BatchNorm2d):
         for part in x.split(self.group):
             mean, variance = self.running_mean.clone(), self.running_var.clone()
             momentum = self.momentum or 0.0
-            outputs.append(
-                F.batch_norm(part, mean, variance, self.weight, self.bias, True, momentum, self.eps)
-            )
+            outputs.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, momentum, self.eps))
             means.append(mean)
             variances.append(variance)
         self.running_mean.copy_(torch.stack(means).mean(0))
@@ -107,6 +105,8 @@ class ResidualTower(nn.Module):
                 blocks.append(BasicBlock(inputs, width, stride, group))
                 inputs = width
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+        # Pooled features are all positive and point the same way; centred, they tell pictures apart from step one.
+        self.bn_pool = GroupedBatchNorm(inputs, group)
         self.proj = nn.Parameter(torch.empty(inputs, embed_dim))
         self.initialise()
 
@@ -124,4 +124,4 @@ class ResidualTower(nn.Module):
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         for stage in range(1, self.stages + 1):
             x = self.get_submodule(f"layer{stage}")(x)
-        return x.mean((2, 3)) @ self.proj
+        return self.bn_pool(x.mean((2, 3), keepdim=True)).flatten(1) @ self.proj

@@ -42,9 +42,7 @@ class CausalAttention(nn.Module):
         """Map `[B, L, width]` to `[B, L, width]`."""
         batch, length, width = x.shape
         packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        query, key, value = packed.view(batch, length, 3, self.heads, width // self.heads).permute(
-            2, 0, 3, 1, 4
-        )
+        query, key, value = packed.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
 
@@ -76,9 +74,7 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int, layers: int, heads: int, activation: str) -> None:
         super().__init__()
-        self.resblocks = nn.Sequential(
-            *(ResidualAttentionBlock(width, heads, activation) for _ in range(layers))
-        )
+        self.resblocks = nn.Sequential(*(ResidualAttentionBlock(width, heads, activation) for _ in range(layers)))
         self.initialise(width, layers)
 
     def initialise(self, width: int, layers: int) -> None:

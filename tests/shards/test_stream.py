@@ -1,0 +1,169 @@
+"""The stream: every sample exactly once an epoch, at every world size, stopped and resumed anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset as wds
+
+from infra.errors import UserError
+from infra.storage import Folder
+from shards.stream import ShardStream
+
+WORLDS = (1, 2, 3, 4, 6, 8)
+BATCH, EPOCHS = 48, 2
+Seen = dict[tuple[int, int, int], tuple[str, str]]
+Corpus = Callable[..., Folder]
+
+
+def fingerprint(sample: dict[str, Any]) -> tuple[str, str]:
+    """A sample's key, and a digest of its payload."""
+    payload = b"\0".join(name.encode() + sample[name] for name in ("jpg", "txt", "json"))
+    return sample["__key__"], hashlib.sha256(payload).hexdigest()
+
+
+def read(
+    folder: Folder, world: int, state: dict[str, int] | None, steps: int | None, **options: Any
+) -> tuple[Seen, dict[str, int]]:
+    """Read `steps` steps (to the end by default) with every rank of a world; return what was seen, and the
+    state.
+    """
+    seen: Seen = {}
+    states = []
+    for rank in range(world):
+        stream = ShardStream(
+            folder, global_batch_size=BATCH, rank=rank, world_size=world, epochs=EPOCHS, seed=5, **options
+        )
+        if state is not None:
+            stream.load_state_dict(state)
+        for number, batch in enumerate(stream):
+            slots = [sample["__slot__"] for sample in batch]
+            assert slots == sorted(slots)
+            assert all(rank * BATCH // world <= slot < (rank + 1) * BATCH // world for slot in slots)
+            for sample in batch:
+                name = (sample["__epoch__"], sample["__step__"], sample["__slot__"])
+                assert name not in seen
+                seen[name] = fingerprint(sample)
+            if steps is not None and number + 1 == steps:
+                break
+        states.append(stream.state_dict())
+    assert all(one == states[0] for one in states)
+    return seen, states[0]
+
+
+@pytest.fixture(scope="module")
+def corpus(shards_of: Corpus) -> Folder:
+    return shards_of(210, 7, 333, 1, 180)
+
+
+@pytest.mark.parametrize("remainder", ["drop", "keep", "pad"])
+def test_audit_exactly_once_at_every_world_size(corpus: Folder, remainder: str) -> None:
+    whole, _ = read(corpus, 1, None, None, remainder=remainder)
+    samples = 210 + 7 + 333 + 1 + 180
+    for epoch in range(EPOCHS):
+        keys = [key for (of, _, _), (key, _) in whole.items() if of == epoch]
+        if remainder == "pad":
+            assert len(keys) == -(-samples // BATCH) * BATCH
+            assert len(set(keys)) == samples
+        else:
+            expected = samples // BATCH * BATCH if remainder == "drop" else samples
+            assert len(keys) == len(set(keys)) == expected
+    for world in WORLDS[1:]:
+        assert read(corpus, world, None, None, remainder=remainder)[0] == whole
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_audit_stopped_anywhere_and_resumed_with_another_world(corpus: Folder, seed: int) -> None:
+    whole, end = read(corpus, 1, None, None)
+    chance = random.Random(seed)
+    seen: Seen = {}
+    state = None
+    while state is None or state["epoch"] < EPOCHS:
+        world = chance.choice(WORLDS)
+        part, state = read(corpus, world, state, chance.randint(1, 9))
+        assert not part.keys() & seen.keys()
+        seen |= part
+    assert seen == whole
+    assert state == end
+    assert read(corpus, 2, end, None)[0] == {}
+
+
+def test_small_windows_blocks_and_read_ahead_change_only_what_they_say(corpus: Folder) -> None:
+    whole, _ = read(corpus, 1, None, None)
+    assert read(corpus, 4, None, None, read_ahead_bytes=1, read_threads=1)[0] == whole
+    other, _ = read(corpus, 1, None, None, block_samples=64, window_blocks=2, lanes=6)
+    assert other.keys() == whole.keys()
+    assert other != whole
+    assert read(corpus, 3, None, None, block_samples=64, window_blocks=2, lanes=6)[0] == other
+
+
+def test_length_and_passes(corpus: Folder) -> None:
+    stream = ShardStream(corpus, global_batch_size=64, epochs=2)
+    assert len(stream) == 2 * (731 // 64) == 2 * stream.steps_per_epoch
+    first = [sample["__index__"] for sample in stream.samples()]
+    assert len(first) == len(stream) * 64
+    # Iterated again, it goes on with the epochs after these: no `set_epoch` is needed.
+    assert {sample["__epoch__"] for sample in stream.samples()} == {2, 3}
+    assert stream.state_dict()["epoch"] == 4
+
+
+def test_state_is_a_few_whole_numbers_of_one_corpus(corpus: Folder, shards_of: Corpus) -> None:
+    stream = ShardStream(corpus, global_batch_size=64, lanes=8, seed=3)
+    next(iter(stream))
+    state = stream.state_dict()
+    assert state["seed"] == 3
+    assert (state["epoch"], state["step"]) == (0, 1)
+    assert all(type(value) is int for value in state.values())
+    with pytest.raises(UserError, match="global batch: 64 there, 32 now"):
+        ShardStream(corpus, global_batch_size=32).load_state_dict(state)
+    with pytest.raises(UserError, match="731 there, 100 now"):
+        ShardStream(shards_of(100), global_batch_size=64).load_state_dict(state)
+    with pytest.raises(UserError, match="64 in 8 lanes cannot be shared by 16"):
+        ShardStream(corpus, global_batch_size=64, world_size=16).load_state_dict(state)
+    # Lanes and seed come with the state.
+    other = ShardStream(corpus, global_batch_size=64)
+    other.load_state_dict(state)
+    assert [s["__index__"] for s in next(iter(other))] == [s["__index__"] for s in next(iter(stream))]
+
+
+def test_world_that_does_not_divide_is_the_users_mistake(corpus: Folder) -> None:
+    with pytest.raises(UserError, match="cannot be shared by 5 ranks"):
+        ShardStream(corpus, global_batch_size=64, world_size=5)
+    with pytest.raises(UserError, match="rank 2 of 2"):
+        ShardStream(corpus, global_batch_size=64, world_size=2, rank=2)
+    with pytest.raises(UserError, match="no shards here"):
+        ShardStream(corpus / "nothing", global_batch_size=64)
+
+
+def test_samples_are_webdatasets_own(corpus: Folder) -> None:
+    url = corpus.path("{00000..00004}.tar")
+    plain = {sample["__key__"]: sample for sample in wds.WebDataset(url, shardshuffle=False)}
+    assert len(plain) == 731
+    stream = ShardStream(corpus, global_batch_size=8, remainder="keep")
+    for sample in stream.samples():
+        ours = {name: value for name, value in sample.items() if not name.startswith("__")}
+        theirs = plain[sample["__key__"]]
+        assert ours == {name: value for name, value in theirs.items() if not name.startswith("__")}
+        assert sample["__url__"] == theirs["__url__"]
+
+
+def test_after_the_source_it_is_a_webdataset_pipeline(corpus: Folder) -> None:
+    stream = ShardStream(corpus, global_batch_size=32, decode=True)
+    pipeline = wds.DataPipeline(
+        stream.source(), wds.to_tuple("jpg", "txt"), wds.map_tuple(np.mean, len), wds.batched(10)
+    )
+    means, lengths = next(iter(pipeline))
+    assert len(means) == len(lengths) == 10
+    raw = ShardStream(corpus, global_batch_size=32)
+    decoded = wds.DataPipeline(raw.source(), wds.decode("rgb8"), wds.to_tuple("jpg", "txt", "json"))
+    image, caption, facts = next(iter(decoded))
+    ours = next(ShardStream(corpus, global_batch_size=32, decode=True).samples())
+    assert (image == ours["jpg"]).all()
+    assert ours["jpg"].dtype == np.uint8
+    assert ours["jpg"].shape == (8, 8, 3)
+    assert caption == ours["txt"] == ours["json"]["caption"] == facts["caption"]

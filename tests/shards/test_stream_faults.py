@@ -1,0 +1,132 @@
+"""What is wrong in a folder: a hole that shifts no one, or an error that names the shard."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.errors import RunError
+from infra.storage import Folder
+from shards import index
+from shards.stream import ShardStream
+
+BATCH = 6
+
+
+def slots(folder: Folder, world: int = 1, **options: Any) -> tuple[dict[tuple[int, int], str], int, list[int]]:
+    """Key by (step, slot) of an epoch, how many holes were counted, which samples they were."""
+    seen, holes, named = {}, 0, []
+    for rank in range(world):
+        stream = ShardStream(folder, global_batch_size=BATCH, rank=rank, world_size=world, patience_s=0.5, **options)
+        for sample in stream.samples():
+            seen[sample["__step__"], sample["__slot__"]] = sample["__key__"]
+            named += [sample["__hole__"]] if "__hole__" in sample else []
+        holes += stream.holes
+    return seen, holes, sorted(named)
+
+
+def flip(folder: Folder, name: str, at: int) -> None:
+    path = Path(folder.path(name))
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0xFF
+    path.write_bytes(data)
+
+
+def check_holes(folder: Folder, good: dict[tuple[int, int], str], bad: set[str], **options: Any) -> None:
+    """All but the bad samples stand where they stood, at every world size; the holes are filled alike."""
+    first, holes, named = slots(folder, **options)
+    assert holes == len(named) == len(bad)
+    assert first.keys() == good.keys()
+    assert {place: key for place, key in first.items() if good[place] not in bad} == {
+        place: key for place, key in good.items() if key not in bad
+    }
+    assert not bad & set(first.values())
+    assert slots(folder, 3, **options)[0] == first
+
+
+@pytest.fixture
+def good(own_shards: Folder) -> dict[tuple[int, int], str]:
+    return slots(own_shards, remainder="keep")[0]
+
+
+def test_a_flipped_header_is_a_hole(
+    own_shards: Folder, good: dict[tuple[int, int], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    told = index.load(own_shards)
+    flip(own_shards, "00001.tar", int(told.ends(1)[3]) + 5)
+    bad = next(sample["__key__"] for sample in ShardStream(own_shards, global_batch_size=1).samples()
+               if "__hole__" not in sample and sample["__index__"] == 17 + 3)  # fmt: skip
+    after = f"{int(bad) + 1:09d}"
+    after = after if after in good.values() else f"{int(bad) + 2:09d}"
+    logging.getLogger("pairmill").propagate = True
+    with caplog.at_level(logging.WARNING, logger="pairmill"):
+        check_holes(own_shards, good, {after}, remainder="keep")
+    assert "00001.tar: sample 21 is a hole" in caplog.text
+
+
+def test_an_image_that_cannot_be_decoded_is_a_hole_only_when_decoded(
+    own_shards: Folder, good: dict[tuple[int, int], str]
+) -> None:
+    start = int(index.load(own_shards).ends(0)[7]) + 512
+    flip(own_shards, "00000.tar", start)  # the JPEG's first byte
+    assert slots(own_shards, remainder="keep")[1] == 0
+    bad = ShardStream(own_shards, global_batch_size=1)
+    key = next(sample["__key__"] for sample in bad.samples() if sample["__index__"] == 8)
+    check_holes(own_shards, good, {key}, remainder="keep", decode=True)
+
+
+def test_a_sample_without_text_or_image_is_a_hole_if_it_is_needed(tmp_path: Path) -> None:
+    import webdataset as wds
+
+    with wds.TarWriter(str(tmp_path / "a.tar")) as out:
+        for row in range(12):
+            out.write(
+                {"__key__": f"{row:03d}"} | ({"jpg": b"i"} if row != 3 else {}) | ({"txt": b"t"} if row != 8 else {})
+            )
+    folder = Folder(tmp_path)
+    assert slots(folder)[2] == [3, 8]
+    assert slots(folder, needs=("txt",))[2] == [8]
+    assert slots(folder, needs=())[1] == 0
+
+
+@pytest.mark.parametrize("fault", ["truncated", "missing", "longer"])
+def test_a_shard_that_stays_unreadable_ends_the_run_or_is_skipped_as_told(
+    own_shards: Folder, good: dict[tuple[int, int], str], fault: str
+) -> None:
+    path = Path(own_shards.path("00001.tar"))
+    if fault == "missing":
+        path.unlink()
+    elif fault == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        shutil.copy(own_shards.path("00002.tar"), path)
+    with pytest.raises(RunError, match=r"00001\.tar: this shard"):
+        slots(own_shards)
+    if fault == "missing":
+        bad = {key for key in good.values() if key.startswith("00001")}
+        check_holes(own_shards, good, bad, remainder="keep", skip_unreadable=True)
+
+
+def test_nothing_but_bad_samples_is_an_error(tmp_path: Path) -> None:
+    import webdataset as wds
+
+    with wds.TarWriter(str(tmp_path / "a.tar")) as out:
+        for row in range(8):
+            out.write({"__key__": f"{row:03d}", "cls": b"7"})
+    with pytest.raises(RunError, match="every other tried in its place"):
+        slots(Folder(tmp_path))
+
+
+def test_a_read_that_fails_for_a_while_costs_time_and_not_the_run(own_shards: Folder) -> None:
+    """The shard comes back while the stream waits for it: a directory stands in its place until then."""
+    whole = slots(own_shards)[0]
+    stream = ShardStream(own_shards, global_batch_size=BATCH, patience_s=20)
+    batches = iter(stream)
+    seen = {(s["__step__"], s["__slot__"]): s["__key__"] for s in next(batches)}
+    for batch in batches:
+        seen |= {(s["__step__"], s["__slot__"]): s["__key__"] for s in batch}
+    assert seen == whole
