@@ -73,7 +73,7 @@ def _run_parts(folder: Folder, config: IngestConfig, cluster: ClusterConfig, tod
     """Run the parts that have no commit. Raises RunError that names those that failed."""
     with session(cluster) as cores:
         workers = min(config.workers or cores, len(todo))
-        actor = ray.remote(ShardWorker).options(  # type: ignore[attr-defined]
+        actor = ray.remote(ShardWorker).options(
             num_cpus=1 if workers <= cores else cores / workers, max_concurrency=config.shards_at_once
         )
         with progress("ingest", parts, "shards") as meter:

@@ -122,14 +122,15 @@ class ShardWorker:
             functools.partial(self._fetched, shard),
             int(self._config.fetch.retry_budget * len(shard.rows)),
         )
-        writing_it = self._loop.run_in_executor(self._writers, self._write, shard)
+        writing_it: asyncio.Future[Any] = asyncio.wrap_future(self._writers.submit(self._write, shard), loop=self._loop)
         for index, row in enumerate(shard.rows):
             self._crawler.send(Visit(errand, index, row["url"], row["key"]))
         try:
             await asyncio.wait((writing_it, self._crawler.broken), return_when=asyncio.FIRST_COMPLETED)
             if self._crawler.broken.done() and not writing_it.done():
                 self._crawler.broken.result()
-            return await writing_it
+            made: dict[str, Any] = await writing_it
+            return made
         finally:
             errand.abandoned = True
             if not writing_it.done():

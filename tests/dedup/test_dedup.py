@@ -1,10 +1,10 @@
-"""The stage on real pictures: who goes for whom, the same however the work is cut, and after any interruption."""
+"""The stage on real pictures: who goes for whom, however the work is cut, and after any interruption."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from dedup import run
 from dedup.config import DedupConfig
 from dedup.run import dedup
 from dedup.signature import SIGNATURES, SignatureWriter
-from infra.cluster import ClusterConfig
+from infra.cluster import ClusterConfig, session
 from infra.config import Config
 from infra.errors import UserError
 from infra.lock import exclusive
@@ -31,6 +31,13 @@ from shards.writer import committed, writing
 Row = dict[str, Any]
 
 LOCAL = ClusterConfig(cpus=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    """One local Ray for all tests here: the stage uses the connection it finds."""
+    with session(LOCAL):
+        yield
 
 
 class NoConfig(Config):

@@ -189,7 +189,7 @@ def answering(answer: bytes, host: str = "127.0.0.1") -> Iterator[str]:
     ("head", "body", "reason"),
     [
         ("HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n", b"", Reason.TOO_LARGE),
-        ("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n", gzip.compress(b"x" * 5000), Reason.NONE),
+        ("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n", gzip.compress(b"x" * 5000, mtime=0), Reason.NONE),
         ("HTTP/1.1 200 OK\r\nContent-Encoding: deflate\r\n", zlib.compress(b"x" * 5000), Reason.NONE),
         ("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n", b"x" * 5000, Reason.NONE),
         ("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n", b"\x1f\x8bnot gzip", Reason.TRUNCATED_BODY),

@@ -193,7 +193,7 @@ def test_the_disk_is_full(planned: Path, config: IngestConfig, web: SampleWeb, m
         f"cp -r {disk} {tmp_path}/result"
     )
     command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, config.model_dump_json()]
-    subprocess.run(command, check=True, env={**os.environ, MARK: mark, "PYTHONPATH": os.getcwd()}, timeout=200)
+    subprocess.run(command, check=True, env={**os.environ, MARK: mark, "PYTHONPATH": str(Path.cwd())}, timeout=200)
     *log, code = (tmp_path / "first").read_text().split("\n")[:-1]
     assert code == "1"
     assert "the disk is full" in log[-1]
