@@ -54,7 +54,9 @@ class HostQueues(Generic[ItemT]):
         self._timers: list[tuple[float, int, str, ItemT | None]] = []
         self._takers: deque[asyncio.Future[tuple[Host[ItemT], ItemT]]] = deque()
         self._ticket = itertools.count()
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm: asyncio.Handle | None = None
+        # Kept here: uvloop gives a handle without `when` for a moment that has passed.
+        self._alarm_at = 0.0
         self._loop = asyncio.get_running_loop()
 
     def put(self, host: str, item: ItemT, delay_s: float = 0.0) -> None:
@@ -153,10 +155,11 @@ class HostQueues(Generic[ItemT]):
             self._list(host)
 
     def _set_alarm(self) -> None:
-        if self._timers and (self._alarm is None or self._alarm.when() > self._timers[0][0]):
+        if self._timers and (self._alarm is None or self._alarm_at > self._timers[0][0]):
             if self._alarm is not None:
                 self._alarm.cancel()
-            self._alarm = self._loop.call_at(self._timers[0][0], self._ring)
+            self._alarm_at = self._timers[0][0]
+            self._alarm = self._loop.call_at(self._alarm_at, self._ring)
 
     def _ring(self) -> None:
         self._alarm = None

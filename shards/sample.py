@@ -75,7 +75,7 @@ def decode(sample: dict[str, Any]) -> dict[str, Any]:
         try:
             if name in IMAGES:
                 with Image.open(io.BytesIO(value)) as image:
-                    sample[name] = np.asarray(image.convert("RGB"))
+                    sample[name] = np.array(image.convert("RGB"))
             elif name == "txt":
                 sample[name] = value.decode()
             elif name == "json":

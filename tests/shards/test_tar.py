@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tarfile
 from collections.abc import Mapping
@@ -59,10 +60,8 @@ def test_a_cut_or_flipped_archive_never_passes_for_another(data: st.DataObject) 
     whole = b"".join(header(f"{n}.txt", 600) + bytes([65 + n]) * 600 + bytes(424) for n in range(3)) + END
     cut = data.draw(st.integers(1, len(whole) - len(END)))
     expected = [member for member in members(whole) if member.start + member.size <= cut]
-    try:
+    with contextlib.suppress(ValueError):
         assert members(whole[:cut]) == expected
-    except ValueError as error:
-        assert "byte" in str(error)
     with pytest.raises(ValueError, match="byte"):
         list(scan(io.BytesIO(whole[:cut]), lambda name: True))
     at = data.draw(st.integers(0, BLOCK_BYTES - 1))
