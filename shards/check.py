@@ -160,6 +160,7 @@ def _read_tar(folder: Folder, found: Found, *, triples: bool) -> list[Sample]:
     seen: set[str] = set()
     with folder.open(f"{found.name}.tar") as stream:
         hashing = _Hashing(stream)
+        damaged = False
         try:
             for sample in _samples(found, hashing):
                 if sample.key in seen:
@@ -170,9 +171,10 @@ def _read_tar(folder: Folder, found: Found, *, triples: bool) -> list[Sample]:
                 samples.append(sample)
                 _check_members(found, sample, triples)
         except ValueError as error:
+            damaged = True
             after = f" after sample {samples[-1].key}" if samples else ""
             found.fault(f"damaged tar{after}: {error}", samples[-1].key if samples else "", "torn")
-        if not hashing.rest_is_empty() and not found.faults:
+        if not hashing.rest_is_empty() and not damaged:
             found.fault("there are bytes after the archive's end", kind="torn")
         found.tar_sha256 = hashing.digest.hexdigest()
     found.samples = len(samples)

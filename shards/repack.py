@@ -26,6 +26,9 @@ from shards.repacker import Layout, Repacker
 from shards.selection import removed_count
 from shards.writer import committed
 
+Task = tuple[str, int, str]
+FEW_SHARDS = 64
+
 
 class RepackConfig(Config):
     """What final shards are like."""
@@ -70,12 +73,11 @@ def _laid_out(corpus: str, config: RepackConfig, cores: int, cluster: ClusterCon
     """Count the kept samples of every raw shard, and lay the final shards out. Raises RunError."""
     folder = Folder(corpus)
     names = committed(folder / RAW)
-    actor = ray.remote(Repacker)
     kept, digests = np.zeros(len(names), dtype=np.int64), [""] * len(names)
     removed: Counter[str] = Counter()
     with progress("repack: selecting", len(names), "shards") as meter:
         tasks = (("select", number, name) for number, name in enumerate(names))
-        for (_, number, _), found in _outcomes(lambda: actor.remote(corpus), tasks, cores, cluster):
+        for (_, number, _), found in _selected(corpus, tasks, len(names), cores, cluster):
             kept[number], digests[number] = found["kept"], found["digest"]
             removed.update(found["removed"])
             meter.advance(kept=int(kept.sum()), removed=removed.total())
@@ -88,6 +90,19 @@ def _laid_out(corpus: str, config: RepackConfig, cores: int, cluster: ClusterCon
     essence = json.dumps([config.samples_per_shard, config.seed, names, digests]).encode()
     layout = Layout(names, kept.tolist(), config.samples_per_shard, config.seed, _hex(essence))
     return layout, removed
+
+
+def _selected(
+    corpus: str, tasks: Iterator[Task], count: int, cores: int, cluster: ClusterConfig
+) -> Iterator[tuple[Task, dict[str, Any]]]:
+    """Run `count` selections; yield (task, result). Few are done here, sooner than workers are started."""
+    if count > FEW_SHARDS:
+        actor = ray.remote(Repacker)
+        yield from _outcomes(lambda: actor.remote(corpus), tasks, cores, cluster)
+        return
+    here = Repacker(corpus)
+    for task in tasks:
+        yield task, here.run(task)
 
 
 def _write_shards(corpus: str, layout: Layout, cores: int, cluster: ClusterConfig) -> None:
@@ -116,11 +131,11 @@ def _write_shards(corpus: str, layout: Layout, cores: int, cluster: ClusterConfi
 
 def _outcomes(
     make_actor: Any,
-    tasks: Iterator[tuple[str, int, str]],
+    tasks: Iterator[Task],
     cores: int,
     cluster: ClusterConfig,
     failed: list[str] | None = None,
-) -> Iterator[tuple[tuple[str, int, str], dict[str, Any]]]:
+) -> Iterator[tuple[Task, dict[str, Any]]]:
     """Run tasks; yield (task, result). A failure is put into `failed`, or raised as RunError without one."""
     for outcome in run_bounded(make_actor, tasks, workers=cores, retries=cluster.retries):
         if outcome.error is None:

@@ -119,8 +119,8 @@ def deduplicated_corpus() -> Callable[[str, Sequence[int], Removed], Folder]:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[ClusterConfig]:
-    """One local Ray for all tests of a process; starting one takes seconds."""
+def local_ray(s3_gateway: object) -> Iterator[ClusterConfig]:
+    """One local Ray for all tests of a process; its workers inherit the S3 server's address and keys."""
     settings = ClusterConfig(cpus=2, object_store_bytes=80 * 2**20)
     with session(settings):
         yield settings

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import shards
-from infra.cluster import ClusterConfig, session
+from infra.cluster import ClusterConfig
 from infra.errors import RunError
 from infra.storage import Folder
 from shards import index
@@ -72,10 +72,8 @@ def test_an_outage_that_lasts_names_the_shard(corpus: Folder, s3_gateway: Any) -
         s3_gateway.start()
 
 
-def test_repacked_on_s3(corpus: Folder, s3_gateway: Any) -> None:
-    # A Ray of its own: its workers need the server's address in their environment.
-    with session(ClusterConfig(cpus=2, object_store_bytes=80 * 2**20)):
-        totals = repack(corpus.url, RepackConfig(samples_per_shard=50), ClusterConfig())
+def test_repacked_on_s3(corpus: Folder, local_ray: ClusterConfig) -> None:
+    totals = repack(corpus.url, RepackConfig(samples_per_shard=50), local_ray)
     assert (totals["samples"], totals["shards"]) == (95, 2)
     assert verify(corpus / FINAL).faults == []
     stream = ShardStream(corpus / FINAL, global_batch_size=5)

@@ -67,8 +67,9 @@ def test_a_cut_or_flipped_archive_never_passes_for_another(data: st.DataObject) 
     at = data.draw(st.integers(0, BLOCK_BYTES - 1))
     flipped = bytearray(whole)
     flipped[1536 + at] ^= 1 << data.draw(st.integers(0, 7))
-    with pytest.raises(ValueError, match="byte 1536: damaged tar header"):
-        members(bytes(flipped))
+    with contextlib.suppress(ValueError):
+        # A digit may turn into a blank of the same meaning; nothing else passes.
+        assert members(bytes(flipped)) == members(whole)
 
 
 @pytest.mark.parametrize("name", ["../evil.jpg", "a/../../evil.jpg", "/etc/evil.jpg", "a\\evil.jpg"])
