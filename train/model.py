@@ -22,6 +22,11 @@ class VisionConfig(Config):
     widths: tuple[int, ...] = Field(default=(48, 96, 192, 384), description="channels of each stage")
     depths: tuple[int, ...] = Field(default=(1, 1, 1, 1), description="residual blocks of each stage")
     stem_stride: int = Field(default=2, ge=1, description="stride of the first convolution, pixels")
+    pool_grid: int = Field(
+        default=1,
+        ge=1,
+        description="cells a side that the last stage is averaged to before the projection; 1: one mean over all",
+    )
     statistics_group: int = Field(
         default=0,
         ge=0,
@@ -98,6 +103,7 @@ class DualEncoder(nn.Module):
             vision.depths,
             config.embed_dim,
             stem_stride=vision.stem_stride,
+            pool_grid=vision.pool_grid,
             group=vision.statistics_group,
         )
         self.transformer = Transformer(text.width, text.layers, text.heads, text.activation)

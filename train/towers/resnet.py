@@ -74,13 +74,15 @@ class BasicBlock(nn.Module):
 
 
 class ResidualTower(nn.Module):
-    """A 3x3 stem, one stage a width (each but the first halves the resolution), mean pooling, a projection.
+    """A 3x3 stem, one stage a width (each but the first halves the resolution), pooling to a grid, a projection.
 
     Args:
         widths: channels of each stage.
         depths: residual blocks of each stage.
         embed_dim: D of the features.
         stem_stride: stride of the stem.
+        pool_grid: cells a side that the last stage is averaged to. With 1 a feature says what there is in a
+            picture; with more, where it is as well, which centred pictures of one object gain from.
         group: samples whose statistics are taken together, see `GroupedBatchNorm`.
     """
 
@@ -91,6 +93,7 @@ class ResidualTower(nn.Module):
         embed_dim: int,
         *,
         stem_stride: int = 2,
+        pool_grid: int = 1,
         group: int = 0,
     ) -> None:
         super().__init__()
@@ -107,16 +110,19 @@ class ResidualTower(nn.Module):
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         # Pooled features are all positive and point the same way; centred, they tell pictures apart from step one.
         self.bn_pool = GroupedBatchNorm(inputs, group)
-        self.proj = nn.Parameter(torch.empty(inputs, embed_dim))
+        self.pool = nn.AdaptiveAvgPool2d(pool_grid)
+        self.proj = nn.Parameter(torch.empty(inputs * pool_grid**2, embed_dim))
         self.initialise()
 
     def initialise(self) -> None:
-        """Draw convolutions after He et al. 2015; a block's last scale is 0 (Goyal et al. 2017, 5.1)."""
+        """Draw convolutions after He et al. 2015, "Delving Deep into Rectifiers" (section 2.2).
+
+        Residual scales start at 1: at 0 (Goyal et al. 2017, 5.1) so shallow a tower learns later, and a short
+        run ends lower (`docs/benchmarks.md`).
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, BasicBlock):
-                nn.init.zeros_(module.bn2.weight)
         nn.init.normal_(self.proj, std=self.proj.shape[0] ** -0.5)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -124,4 +130,4 @@ class ResidualTower(nn.Module):
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         for stage in range(1, self.stages + 1):
             x = self.get_submodule(f"layer{stage}")(x)
-        return self.bn_pool(x.mean((2, 3), keepdim=True)).flatten(1) @ self.proj
+        return self.bn_pool(self.pool(x)).flatten(1) @ self.proj
