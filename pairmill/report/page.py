@@ -1,76 +1,98 @@
-"""Gathers a corpus' accounting, sample pictures and training curve, and writes them as one page."""
+"""Gathers everything about a corpus and a run, and writes it as one page that needs nothing else."""
 
 from __future__ import annotations
 
-import base64
-import io
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import pyarrow.parquet as pq
 
 from infra.storage import Folder
-from shards.layout import FINAL
-from shards.manifest import STAGES, Manifest
+from pairmill.report import accounting, clusters, curves, facts, gallery, sheets, throughput, wording
+from pairmill.report.pictures import Album
+from pairmill.report.rows import Source
+from shards.layout import PLAN, RAW
+from shards.manifest import Manifest
 
-PICTURES = 60
-TEMPLATE = Path(__file__).parent / "template.html.j2"
+HERE = Path(__file__).parent
+PAGE = "page.html.j2"
 
 
-def build(corpus: str, run: str | None, out: str) -> str:
+def build(corpus: str, run: str | None, out: str, measured: Mapping[str, Any] | None = None) -> str:
     """Write the report about `corpus`, and `run` if given, to the local file `out`; return its path.
+
+    Works for a corpus at any stage; the same corpus and run give the same page.
+
+    Args:
+        corpus: the corpus' folder or URL.
+        run: a training run's folder or URL.
+        out: local file to write.
+        measured: `seconds` by stage and `peak_memory_bytes` of the whole job, where they are known; by default
+            taken from the `result.json` of a quickstart that made both, if there is one.
 
     Raises:
         UserError: there is no corpus at `corpus`.
+        RunError: a result in it is damaged.
     """
-    folder = Folder(corpus)
+    folder, run_folder = Folder(corpus), Folder(run) if run else None
     manifest = Manifest.existing(folder)
-    facts = {
-        "corpus": folder.url,
-        "stages": [(stage, manifest.totals(stage)) for stage in STAGES if manifest.is_done(stage)],
-        "kept": _kept(folder / FINAL),
-        "curve": _curve(Folder(run)) if run else "",
-        "evaluations": _evaluations(Folder(run)) if run else [],
-    }
-    # Captions come from the web: autoescape keeps them text.
-    environment = jinja2.Environment(autoescape=True)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(facts)
+    if measured is None:
+        measured = facts.measured_beside(folder, run_folder)
+    page = _environment().get_template(PAGE).render(_content(folder, run_folder, manifest, measured))
     target = Path(out)
-    Folder(target.parent).write(target.name, page.encode())
+    Folder(target.parent).write(target.name, page.encode("utf-8", "replace"))
     return str(target)
 
 
-def _kept(final: Folder) -> list[dict[str, str]]:
-    pictures: list[dict[str, str]] = []
-    for name in final.names(".parquet"):
-        if name == "index.parquet":
-            continue
-        columns = ["caption", "member", "image_offset", "image_bytes"]
-        for row in pq.read_table(io.BytesIO(final.read(name)), columns=columns).to_pylist():
-            start, tar = row["image_offset"], name.replace(".parquet", ".tar")
-            image = final.read_range(tar, start, start + row["image_bytes"])
-            kind = {"jpg": "jpeg"}.get(row["member"].rsplit(".", 1)[1], row["member"].rsplit(".", 1)[1])
-            data = f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
-            pictures.append({"caption": row["caption"], "data": data})
-            if len(pictures) == PICTURES:
-                return pictures
-    return pictures
+def _content(corpus: Folder, run: Folder | None, manifest: Manifest, measured: Mapping[str, Any]) -> dict[str, Any]:
+    album, sources = Album(), list[Source]()
+    stages = accounting.stages(corpus, manifest)
+    suites = gallery.gallery(run, album) if run else []
+    kept, kept_is_final = sheets.kept(corpus, album, sources)
+    log = curves.log_lines(run) if run else []
+    large, small = curves.curves(log)
+    duplicates = clusters.duplicates(corpus, album, sources)
+    return {
+        "title": facts.title(manifest),
+        "corpus": corpus.url,
+        "run": run.url if run else "",
+        "figures": facts.figures(manifest, suites, measured),
+        "parts": facts.parts(manifest, stages),
+        "stages": stages,
+        "waiting": accounting.waiting(stages),
+        "kept": kept,
+        "kept_is_final": kept_is_final,
+        "rejected": sheets.rejected(corpus, _reasons(manifest, stages), sources),
+        "duplicates": duplicates,
+        "throughput": throughput.throughput(corpus, sources),
+        "large_curves": large,
+        "small_curves": small,
+        "suites": suites,
+        "album": album,
+        "unreadable": sorted({path for source in sources for path in source.unreadable}),
+    }
 
 
-def _curve(run: Folder) -> str:
-    """Return the loss as the points of an SVG polyline in a 600 x 200 box; empty without a log."""
-    if not run.exists("log.jsonl"):
-        return ""
-    lines = [json.loads(line) for line in run.read("log.jsonl").splitlines() if line]
-    points = [(line["samples"], line["loss"]) for line in lines if "loss" in line and "samples" in line]
-    if not points:
-        return ""
-    right, top = max(x for x, _ in points) or 1, max(y for _, y in points) or 1
-    return " ".join(f"{600 * x / right:.1f},{200 - 200 * y / top:.1f}" for x, y in points)
+def _reasons(manifest: Manifest, stages: list[accounting.Stage]) -> dict[str, dict[str, int]]:
+    """Return the counts by reason of the plan and of ingest, as far as it has come."""
+    counts = {PLAN: dict(manifest.totals(PLAN).get("by_reason", {}))}
+    for stage in stages:
+        if stage.command == "ingest":
+            counts[RAW] = {line.note: line.count for line in stage.lines if line.note}
+    return counts
 
 
-def _evaluations(run: Folder) -> list[dict[str, Any]]:
-    folder = run / "evaluation"
-    return [{"name": name.removesuffix(".json"), **folder.read_json(name)} for name in folder.names(".json")]
+def _environment() -> jinja2.Environment:
+    # Captions, names and addresses come from the web: autoescape keeps them text.
+    environment = jinja2.Environment(
+        autoescape=True,
+        loader=jinja2.FileSystemLoader(HERE),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "count": wording.number, "percent": wording.percent, "reason": wording.reason, "breakable": wording.breakable,
+    }  # fmt: skip
+    return environment

@@ -107,6 +107,9 @@ def test_trained_run_is_measured(tmp_path: Path, suite: Path, make_config: MakeC
     scores = [entry["score"] for entry in first["top"]]
     assert len(scores) == 5
     assert scores == sorted(scores, reverse=True)
+    shares = [entry["probability"] for entry in first["top"]]
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < sum(shares) <= 1.001
     newest = checkpoint.saved(tmp_path / "run" / "checkpoints")[-1].path
     assert evaluate(newest, suite) == result
     assert '"zero_shot"' in (tmp_path / "run" / "log.jsonl").read_text()

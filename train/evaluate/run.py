@@ -35,12 +35,14 @@ def evaluate(checkpoint_path: str | Path, suite: str | Path) -> dict[str, Any]:
     Returns:
         `names` (how many classes), `images`, `top1`, `top5` (shares), `retrieval` (`image_to_text`,
         `text_to_image`: `recall@1`, `@5`, `@10`; None for a suite without captions), `predictions` (for each
-        picture `key`, its true `name`, its `top` five as `name` and `score`, a cosine), `step`, `samples`.
+        picture `key`, its true `name`, its `top` five as `name`, `score`, a cosine, and `probability` among all
+        names at the model's own temperature), `step`, `samples`.
 
     Raises:
         UserError: no checkpoint there, a suite that is missing or malformed, a checkpoint of another model.
         RunError: no checkpoint of the run is sound.
     """
+    checkpoint.find(checkpoint_path)  # named before the suite: it is the one typed first
     pictures = read_suite(str(suite))
     model, tokenizer, config, state = load_model(checkpoint_path)
     return measure(model, tokenizer, pictures, config) | {"step": state["step"], "samples": state["samples"]}
@@ -87,7 +89,7 @@ def measure(model: DualEncoder, tokenizer: Tokenizer, suite: Suite, config: RunC
         "top1": accuracy(scores, targets, 1),
         "top5": accuracy(scores, targets, 5),
         "retrieval": recalls,
-        "predictions": _predictions(suite, scores),
+        "predictions": _predictions(suite, scores, model.logit_scale.exp().item()),
     }
 
 
@@ -134,16 +136,18 @@ def _square(image: Image.Image, side: int) -> np.ndarray:
     return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
 
 
-def _predictions(suite: Suite, scores: Tensor) -> list[dict[str, Any]]:
+def _predictions(suite: Suite, scores: Tensor, scale: float) -> list[dict[str, Any]]:
     best = scores.topk(min(SHOWN, scores.shape[1]), dim=1)
+    shares = (scale * scores.float()).softmax(dim=1).gather(1, best.indices)
+    columns = (best.indices.tolist(), best.values.tolist(), shares.tolist())
     return [
         {
             "key": example.key,
             "name": suite.names[example.target],
             "top": [
-                {"name": suite.names[number], "score": round(score, 4)}
-                for number, score in zip(numbers, values, strict=True)
+                {"name": suite.names[number], "score": round(score, 4), "probability": round(share, 4)}
+                for number, score, share in zip(*row, strict=True)
             ],
         }
-        for example, numbers, values in zip(suite.examples, best.indices.tolist(), best.values.tolist(), strict=True)
+        for example, *row in zip(suite.examples, *columns, strict=True)
     ]
