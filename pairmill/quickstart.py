@@ -17,7 +17,7 @@ from infra.memory import PeakMemory
 from infra.storage import Folder
 from pairmill import pipeline
 from pairmill.sample_web import archive
-from pairmill.sample_web.process import SampleWeb, SampleWebError, loopback_hosts
+from pairmill.sample_web.process import SampleWeb, SampleWebError, free_port, loopback_hosts
 from pairmill.sample_web.rows import write_rows
 from shards.layout import FINAL
 
@@ -25,7 +25,7 @@ PORT = 18_080
 """A fixed port, so that the URLs, and with them the corpus, are the same on every machine and every run."""
 RECIPE = Path(__file__).parent / "quickstart.toml"
 TRAINING_RECIPE = Path(__file__).parent.parent / "train" / "recipes" / "quickstart.toml"
-MARK = "quickstart.json"
+MARK, ROWS = "quickstart.json", "web/urls.parquet"
 TRAINING_PROCESSES = 2
 PROMPTS = ("{c}", "{c} emoji", "{c} icon", "Picture of {c}")
 """Prompt templates: `{c}` stands for a name. Features of a name's prompts are averaged."""
@@ -46,7 +46,7 @@ def quickstart(
         out: local folder for the corpus, the run, `report.html` and `result.json`.
         corpus: folder or URL for the corpus instead of `OUT/corpus`.
         web: base URLs of a sample web that runs already, instead of one started here.
-        port: port of the sample web that is started here, `PORT` by default.
+        port: port of the sample web that is started here, `PORT` by default, 0 for any that is free.
         recipe: TOML file of the training run, the quickstart's own by default.
         cluster: where the data stages run; a local Ray by default.
 
@@ -54,23 +54,32 @@ def quickstart(
         UserError: `out` holds something else, or the sample web's port is taken.
         RunError: a stage failed, or rows were lost on the way.
     """
+    if port is not None and not 0 <= port < 2**16:
+        raise UserError(f"--port {port}: a port is 0 (any that is free) to {2**16 - 1}")
     folder = Folder(out)
     corpus = corpus or (folder / "corpus").url
     _check_is_ours(folder)
     with exclusive(folder):
         clock = _Clock(folder)
         with PeakMemory() as memory:
-            serving = _serving(web, clock.same("port", port, PORT))
+            serving = _serving(web, _port(clock, port, begun=folder.exists(ROWS)))
             stages = _build_corpus(folder, corpus, serving, cluster or ClusterConfig(), clock)
             training, evaluations = _train_and_measure(folder, corpus, recipe or TRAINING_RECIPE, clock)
         with clock.measure("report"):
             from pairmill.report import build
 
-            report = build(corpus, (folder / "run").url, str(out / "report.html"))
+            measured = {"seconds": clock.seconds, "peak_memory_bytes": memory.peak_bytes}
+            report = build(corpus, (folder / "run").url, str(out / "report.html"), measured)
         result = _result(stages, training, evaluations, clock.seconds)
         result |= {"peak_memory_bytes": memory.peak_bytes, "report": report}
         folder.write_json("result.json", result)
     return result
+
+
+def _port(clock: _Clock, given: int | None, *, begun: bool) -> int:
+    if given == 0:
+        given = None if begun else free_port()
+    return clock.same("port", given, PORT, begun=begun)
 
 
 class _Clock:
@@ -82,13 +91,17 @@ class _Clock:
         self.seconds: dict[str, float] = self._kept["seconds"]
         self._save()
 
-    def same(self, name: str, given: int | None, default: int) -> int:
-        """Return the value `name` had when this quickstart began; UserError if another is given now."""
-        value: int = self._kept.setdefault(name, given if given is not None else default)
-        if given is not None and given != value:
-            raise UserError(
-                f"{self._folder.url}: was begun with {name} {value}; use that, or another folder with --out"
-            )
+    def same(self, name: str, given: int | None, default: int, *, begun: bool) -> int:
+        """Return the value `name` has here: what it was when this began, else what is given or the default.
+
+        Raises:
+            UserError: another one is given now, and what was made with the first is `begun`.
+        """
+        kept = self._kept.get(name) if begun else None
+        if kept is not None and given not in (None, kept):
+            raise UserError(f"{self._folder.url}: was begun with {name} {kept}; use that, or another folder with --out")
+        value: int = next(one for one in (kept, given, default) if one is not None)
+        self._kept[name] = value
         self._save()
         return value
 
@@ -123,10 +136,10 @@ def _build_corpus(
     with ExitStack() as open_web:
         with clock.measure("sample_web"):
             base_urls = open_web.enter_context(serving)
-            if not rows.exists("urls.parquet"):
+            if not folder.exists(ROWS):
                 write_rows(Path(rows.url), base_urls)
         config = load_toml(RECIPE, pipeline.CorpusConfig)
-        plan = config.plan.model_copy(update={"urls": rows.path("urls.parquet")})
+        plan = config.plan.model_copy(update={"urls": folder.path(ROWS)})
         cluster = override(config.cluster, cluster)
         config = config.model_copy(update={"corpus": corpus, "plan": plan, "cluster": cluster})
         return pipeline.build(config, measure=clock.measure)
@@ -157,10 +170,15 @@ def _train_and_measure(
 
     suites = write_suites(folder)
     config = load_toml(recipe, RunConfig)
-    data = config.data.model_copy(update={"folder": (Folder(corpus) / FINAL).url})
+    config = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"folder": (Folder(corpus) / FINAL).url}),
+            "evaluate": config.evaluate.model_copy(update={"suite": suites["held_out_style"]}),
+        }
+    )
     run = folder / "run"
     with clock.measure("train"):
-        training = train(config.model_copy(update={"data": data}), run.url, TRAINING_PROCESSES)
+        training = train(config, run.url, TRAINING_PROCESSES)
     with clock.measure("evaluate"):
         evaluations = {name: pipeline.evaluate(run.url, suite) for name, suite in suites.items()}
     return training, evaluations

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,12 +34,18 @@ class AugmentConfig(Config):
     """How far training pictures are changed; 0 switches a change off."""
 
     crop_scale: tuple[float, float] = Field(
-        default=(0.6, 1.0), description="area of the random crop, share of the picture"
+        default=(0.6, 1.0), description="area of the random crop, share of the picture with its margin"
     )
     crop_ratio: tuple[float, float] = Field(default=(0.85, 1.18), description="width by height of the random crop")
     flip: float = Field(default=0.0, ge=0, le=1, description="probability of a mirror image")
     rotation_degrees: float = Field(default=0.0, ge=0, description="largest turn either way, degrees")
-    zoom_out: float = Field(default=0.0, ge=0, lt=1, description="largest share of the side given up to a margin")
+    margin: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="white margin put around a picture before it is cropped, share of its side: "
+        "crops then show it smaller as well as larger (pictures on a white ground)",
+    )
     brightness: float = Field(default=0.0, ge=0, description="largest change of the brightness factor")
     contrast: float = Field(default=0.0, ge=0, description="largest change of the contrast factor")
     saturation: float = Field(default=0.0, ge=0, description="largest change of the saturation factor")
@@ -61,6 +68,12 @@ def draws(seed: int, epoch: int, keys: Sequence[str], count: int = DRAWS) -> NDA
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)
     return (z >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
+
+
+def framed(picture: Image.Image, margin: float) -> Image.Image:
+    """Put a white margin around a picture, `margin` of its shorter side wide."""
+    border = round(margin * min(picture.size))
+    return ImageOps.expand(picture, border, "white") if border else picture
 
 
 def crop_box(
@@ -103,15 +116,13 @@ def augment(images: Tensor, numbers: Tensor, config: AugmentConfig) -> Tensor:
 
 
 def _move(x: Tensor, u: Tensor, config: AugmentConfig) -> Tensor:
-    """Turn, shrink and mirror, in one resampling; what comes in from outside repeats the border."""
-    if not (config.flip or config.rotation_degrees or config.zoom_out):
+    """Turn and mirror, in one resampling; what comes in from outside repeats the border."""
+    if not (config.flip or config.rotation_degrees):
         return x
     angle = (2 * u[:, 0] - 1) * math.radians(config.rotation_degrees)
-    shrink = 1 / (1 - config.zoom_out * u[:, 1])
     mirror = torch.where(u[:, 2] < config.flip, -1.0, 1.0)
-    cos, sin = angle.cos() * shrink, angle.sin() * shrink
-    shift_x, shift_y = (2 * u[:, 3] - 1) * (shrink - 1), (2 * u[:, 4] - 1) * (shrink - 1)
-    theta = torch.stack([cos * mirror, -sin, shift_x, sin * mirror, cos, shift_y], dim=1).view(-1, 2, 3)
+    cos, sin, still = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    theta = torch.stack([cos * mirror, -sin, still, sin * mirror, cos, still], dim=1).view(-1, 2, 3)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 

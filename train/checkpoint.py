@@ -1,7 +1,7 @@
 """A run's state on disk: whole or not there, and checked when it is read.
 
 A checkpoint is a folder `step-00000120/` with `state.pt` (tensors and plain values, read with `weights_only`)
-and `meta.json` (step, samples, size and digest of the state), written under a temporary name and renamed.
+and `meta.json` (step, size and digest of the state), written under a temporary name and renamed.
 """
 
 from __future__ import annotations
@@ -63,17 +63,20 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
     """
     final = folder / f"{PREFIX}{step:08d}"
     temporary = folder / f"{TEMPORARY_PREFIX}{final.name}"
-    with full_disk_is_named(str(final)):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        data = buffer.getvalue()
-        meta = {"step": step, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        _write(temporary / STATE, data)
-        _write(temporary / META, json.dumps(meta).encode())
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getvalue()
+    meta = {"step": step, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with full_disk_is_named(str(final)):
+            temporary.mkdir(parents=True)
+            _write(temporary / STATE, data)
+            _write(temporary / META, json.dumps(meta).encode())
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # what a full disk has no room for
     for old in saved(folder)[:-keep]:
         shutil.rmtree(old.path)
     return final

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import queue
 import threading
 import time
@@ -10,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,20 +18,22 @@ from PIL import Image
 from torch import Tensor
 
 from infra.errors import UserError
+from infra.logs import log
 from infra.storage import Folder
 from shards.index import load_or_scan
 from shards.reads import Reader
-from shards.sample import IMAGES, BadSampleError, parse
-from shards.stream import ShardStream
+from shards.sample import BadSampleError, parse
+from shards.stream import Sample, ShardStream
 from train.augment import AugmentConfig, crop_box, draws
 from train.config import DataConfig
+from train.pictures import DecodedCache
 from train.tokenizer import Tokenizer, pad
-
-Sample = dict[str, Any]
 
 ENDLESS_EPOCHS = 1_000_000
 """Epochs asked of the stream: the loop decides when a run is over, by samples."""
 CAPTIONS_AT_ONCE = 1024
+SKIPPED_NAMED = 5
+"""Samples that cannot be used are named in the log up to so many on each rank, and counted beyond."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Batch:
         tokens: token ids `[B, L]`, padded with 0.
         numbers: the samples' uniform draws `[B, DRAWS]`, for `augment`.
         keys: the samples' keys.
+        skipped: numbers of the samples that could not be used, and that others stand in for here.
         state: the stream's state after this batch.
     """
 
@@ -52,41 +53,8 @@ class Batch:
     tokens: Tensor
     numbers: Tensor
     keys: tuple[str, ...]
+    skipped: tuple[int, ...]
     state: dict[str, int]
-
-
-class DecodedCache:
-    """Decoded pictures by key, as long as they fit into `limit_bytes`; the first ones stay."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self.held_bytes = 0
-        self._pictures: dict[str, Image.Image] = {}
-        self._lock = threading.Lock()
-
-    def picture(self, sample: Sample) -> Image.Image:
-        """Return a sample's picture, RGB."""
-        key = f"{sample.get('__index__', '')}/{sample['__key__']}"
-        found = self._pictures.get(key)
-        if found is None:
-            found = decode(sample)
-            size = 4 * found.width * found.height  # Pillow holds four bytes a pixel
-            with self._lock:
-                if key not in self._pictures and self.held_bytes + size <= self.limit_bytes:
-                    self._pictures[key] = found
-                    self.held_bytes += size
-        return found
-
-
-def decode(sample: Sample) -> Image.Image:
-    """Decode a sample's picture to RGB. Raises UserError with its key if it cannot be decoded."""
-    extension = next(name for name in IMAGES if name in sample)
-    try:
-        with Image.open(io.BytesIO(sample[extension])) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        where = f"{sample.get('__url__', '')} {sample['__key__']}.{extension}".strip()
-        raise UserError(f"{where}: not a picture ({error}); see what else is wrong with `pairmill verify`") from None
 
 
 class PairReader:
@@ -119,8 +87,10 @@ class PairReader:
         self.stream = open_stream(config, rank, world_size)
         self.total = 0  # samples of the whole run, of which `early_share` is a share
         self.waited_s = 0.0
+        self.skipped: list[int] = []  # of the batches handed out, until `TrainingLog` has written them down
+        self._named: set[int] = set()
         self._state = self.stream.state_dict()
-        self._cache = DecodedCache(config.cache_bytes)
+        self._cache = DecodedCache(config.cache_bytes, crop.margin)
         self._tokens: dict[str, list[int]] = {}
         self._shuffled = shuffled(captions(config.folder), config.seed) if config.shuffle_captions else None
 
@@ -152,16 +122,39 @@ class PairReader:
                 for batch in batches:
                     self.waited_s += time.monotonic() - started
                     self._state = batch.state
+                    self.skipped += batch.skipped
                     yield batch
                     started = time.monotonic()
 
     def _prepare(self, sample: Sample) -> Sample:
-        picture = self._cache.picture(sample)
+        try:
+            picture = self._cache.picture(sample)
+        except BadSampleError as error:
+            sample, picture = self._stand_in(sample, error)
         numbers = draws(self.config.seed, sample["__epoch__"], [sample["__key__"]])[0]
         side = self._side(sample)
         box = crop_box(picture.size, numbers, self.crop)
-        cropped = picture.resize((side, side), Image.Resampling.BILINEAR, box=box)
+        cropped = picture.resize((side, side), Image.Resampling.BICUBIC, box=box)
         return {**sample, "crop": np.asarray(cropped), "numbers": numbers, "ids": self._ids(sample)}
+
+    def _stand_in(self, bad: Sample, error: BadSampleError) -> tuple[Sample, Image.Image]:
+        """Return what takes the place of a sample whose picture does not decode, as the stream would fill it.
+
+        It is a sound pair from elsewhere in the corpus, the same at every world size, so the batch keeps its size
+        and no other sample moves. Raises RunError if none can be found.
+        """
+        hole: int = bad["__hole__"] if "__hole__" in bad else bad["__index__"]
+        if hole not in self._named and len(self._named) < SKIPPED_NAMED:
+            self._named.add(hole)
+            log.warning("sample %d is skipped, another stands in: %s", hole, error)
+        place = {name: bad[name] for name in ("__epoch__", "__step__", "__slot__")}
+        stand_ins = self.stream.stand_ins(hole)
+        while True:
+            sample = next(stand_ins) | place
+            try:
+                return sample, self._cache.picture(sample)
+            except BadSampleError:
+                continue
 
     def _side(self, sample: Sample) -> int:
         step = sample["__epoch__"] * self.stream.steps_per_epoch + sample["__step__"]
@@ -191,6 +184,7 @@ class PairReader:
             tokens=pad([sample["ids"] for sample in samples]),
             numbers=torch.from_numpy(numbers),
             keys=tuple(sample["__key__"] for sample in samples),
+            skipped=tuple(sample["__hole__"] for sample in samples if "__hole__" in sample),
             state=state,
         )
 

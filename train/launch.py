@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from infra.config import differences, essence, parse
 from infra.errors import RunError, UserError
-from infra.lock import exclusive
+from infra.lock import LOCK_NAME, exclusive
 from infra.storage import Folder
 from train.config import RunConfig
 from train.data import captions, open_stream
@@ -31,6 +31,8 @@ from train.tokenizer import TOKENIZER_NAME, create_tokenizer
 from train.worker import CONFIG_NAME, FAILURE_VARIABLE, RESULT_NAME, run_rank
 
 POLL_S = 0.05
+_EARLY = (LOCK_NAME, TOKENIZER_NAME)
+"""What a run's folder holds before its configuration: all there is of one that was interrupted so early."""
 GRACE_S = 3.0
 """Seconds that the other ranks have to end by themselves once one has failed."""
 
@@ -60,6 +62,7 @@ def train(config: RunConfig, run: str | Path, nproc: int = 1) -> dict[str, Any]:
         return _as_rank(config, run)
     if nproc < 1:
         raise UserError(f"nproc: {nproc} processes; start at least 1")
+    _check_is_a_run(Folder(run))
     with exclusive(Folder(run)):
         done = prepare(config, run, nproc)
         if done is None:
@@ -75,6 +78,7 @@ def prepare(config: RunConfig, run: Path, world_size: int) -> dict[str, Any] | N
         UserError: something in the configuration does not work out, or the folder holds another run.
     """
     folder = Folder(run)
+    _check_is_a_run(folder)
     if folder.exists(CONFIG_NAME):
         before = parse(folder.read_json(CONFIG_NAME), RunConfig, source=folder.path(CONFIG_NAME))
         changed = differences(essence(before), essence(config))
@@ -82,8 +86,6 @@ def prepare(config: RunConfig, run: Path, world_size: int) -> dict[str, Any] | N
             raise UserError(
                 f"{run}: holds a run of another configuration ({'; '.join(changed[:4])}); take a new folder"
             )
-    elif not folder.is_empty() and (folder.names() != [".lock"] or folder.folders()):
-        raise UserError(f"{run}: holds something that is no training run; take a new folder")
     if folder.exists(RESULT_NAME):
         return dict(folder.read_json(RESULT_NAME))
     open_stream(config.data, 0, world_size)
@@ -96,6 +98,12 @@ def prepare(config: RunConfig, run: Path, world_size: int) -> dict[str, Any] | N
     return None
 
 
+def _check_is_a_run(folder: Folder) -> None:
+    if folder.exists(CONFIG_NAME) or not [name for name in folder.names() + folder.folders() if name not in _EARLY]:
+        return
+    raise UserError(f"{folder.url}: holds something that is no training run; take a new folder")
+
+
 def _check_groups(config: RunConfig, world_size: int) -> None:
     group, local = config.model.vision.statistics_group, config.data.global_batch_size // world_size
     if group and local % group:
@@ -105,12 +113,21 @@ def _check_groups(config: RunConfig, world_size: int) -> None:
         )
 
 
+def leads() -> bool:
+    """Tell whether this process speaks for the run: under torchrun rank 0 does, without it the launcher."""
+    return "WORLD_SIZE" not in os.environ or int(os.environ["RANK"]) == 0
+
+
 def _as_rank(config: RunConfig, run: Path) -> dict[str, Any]:
-    if int(os.environ["RANK"]) == 0:
-        done = prepare(config, run, int(os.environ["WORLD_SIZE"]))
-    else:
-        done = _prepared(config, run)
-    result = done or run_rank(config, run)
+    """Be one rank of torchrun's; rank 0 holds the run's folder for all of them."""
+    if not leads():
+        return _trained(_prepared(config, run) or run_rank(config, run), run)
+    _check_is_a_run(Folder(run))
+    with exclusive(Folder(run)):
+        return _trained(prepare(config, run, int(os.environ["WORLD_SIZE"])) or run_rank(config, run), run)
+
+
+def _trained(result: dict[str, Any] | None, run: Path) -> dict[str, Any]:
     if result is None:
         raise RunError(f"{run}: stopped by a signal, its checkpoint is written; run the same command to go on")
     return result
@@ -224,6 +241,8 @@ class Ranks:
 
     def _raise_failure(self, ended: dict[int, int]) -> None:
         failed = {rank: code for rank, code in ended.items() if code}
+        if self._stop_signal is not None and {-signal.SIGTERM, -signal.SIGKILL} & set(failed.values()):
+            failed = {}  # by the signal that we passed on, before the rank could heed it
         again = "run the same command to go on from the last checkpoint"
         if failed:
             rank = min(failed, key=lambda one: (self._blame(one, failed[one]), one))
@@ -238,7 +257,7 @@ class Ranks:
         if not Folder(self.run).exists(RESULT_NAME):
             if self._stop_signal == signal.SIGINT:
                 raise KeyboardInterrupt
-            raise RunError(f"{self.run}: stopped by a signal, its checkpoint is written; {again}")
+            raise RunError(f"{self.run}: stopped by a signal; {again}")
 
     def _blame(self, rank: int, code: int) -> int:
         """Rank causes before consequences: one whose peer was killed fails too, with a lost connection."""

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from train.evaluate.run import measure
 from train.evaluate.suite import read_suite
 from train.log import TrainingLog
 from train.optim import learning_rate
-from train.parallel import any_rank, average_buffers, rank
+from train.parallel import any_rank, average_buffers, mean_over_ranks, rank, world_size
 from train.precision import autocast, laid_out
 from train.state import TrainingState
 from train.tokenizer import load_tokenizer
@@ -59,7 +60,7 @@ def fit(state: TrainingState, run: Path, is_stopped: Callable[[], bool]) -> dict
             if state.step % every == 0 or stopped:
                 save(state, run)
                 saved_at = state.step
-            if config.evaluate.suite and state.step % measured_every == 0 and rank() == 0:
+            if config.evaluate.suite and state.step % measured_every == 0:
                 lines.note({"zero_shot": zero_shot(state, run)})
         batches.close()  # type: ignore[attr-defined]
     if saved_at < state.step:
@@ -124,10 +125,17 @@ def resumed(state: TrainingState, run: Path) -> TrainingState:
 
 
 def zero_shot(state: TrainingState, run: Path) -> float:
-    """Return the top-1 accuracy of the weights as they are (or of their average) on the configured suite."""
+    """Return the top-1 accuracy of the weights as they are (or of their average) on the configured suite.
+
+    Every rank must call it: each measures its share of the pictures, so none waits for the others for long.
+    """
     averaged = state.average.applied_to(state.model) if state.average is not None else nullcontext()
-    with averaged:
-        suite = read_suite(state.config.evaluate.suite)
-        result = measure(state.model, load_tokenizer(Folder(run)), suite, state.config)
-    state.parallel.train()
-    return float(result["top1"])
+    suite = read_suite(state.config.evaluate.suite)
+    share = tuple(replace(example, caption=None) for example in suite.examples[rank() :: world_size()])
+    right = 0.0
+    if share:
+        with averaged:
+            result = measure(state.model, load_tokenizer(Folder(run)), replace(suite, examples=share), state.config)
+        right = result["top1"] * len(share)
+        state.parallel.train()
+    return round(mean_over_ranks([right])[0] * world_size()) / len(suite.examples)

@@ -33,7 +33,6 @@ class TrainingState:
         total: samples of the whole run.
         step, samples: how far the run is.
         seconds: training time so far, over all interruptions.
-        averages: running means of what is logged.
     """
 
     config: RunConfig

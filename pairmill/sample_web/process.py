@@ -134,6 +134,14 @@ class SampleWeb:
         self.stop()
 
 
+def free_port() -> int:
+    """Return a port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 def _can_bind(host: str) -> bool:
     with socket.socket() as probe:
         try:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infra.storage import Folder
 from pairmill.sample_web import archive, captions, misbehaviour, pictures
 from pairmill.sample_web.archive import Picture
 from pairmill.sample_web.misbehaviour import FILTERED, SUCCESS
@@ -91,7 +92,6 @@ def write_rows(
     """
     rows = make_rows(base_urls, seed=seed, share=share, limit=limit, kinds=kinds)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
     manifest = RowsManifest(
         urls=folder / "urls.parquet",
@@ -100,8 +100,10 @@ def write_rows(
         pictures=len({row.key for row in rows if row.expected_status == SUCCESS}),
         by_kind=dict(sorted(Counter(row.kind for row in rows).items())),
     )
-    pq.write_table(table.select(URL_COLUMNS), manifest.urls)
-    pq.write_table(table.drop_columns([name for name in URL_COLUMNS if name != "url"]), manifest.expected)
+    expectations = table.drop_columns([name for name in URL_COLUMNS if name != "url"])
+    for path, rows_of_it in ((manifest.expected, expectations), (manifest.urls, table.select(URL_COLUMNS))):
+        with Folder(folder).create(path.name) as stream:
+            pq.write_table(rows_of_it, stream)
     return manifest
 
 

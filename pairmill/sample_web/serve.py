@@ -25,7 +25,7 @@ def main() -> int:
     try:
         asyncio.run(_serve(server, options.parent))
     except PortTakenError as error:
-        print(f"sample web: {error}; choose another --port, or 0 for any", file=sys.stderr)
+        print(f"sample web: {error}; end what listens there, or choose another --port (0 for any)", file=sys.stderr)
         return 2
     return 0
 

@@ -139,9 +139,11 @@ def test_malformed_suite_is_named(suite: Path, file: str, content: bytes | None,
 
 
 def test_missing_suite_or_checkpoint_is_named(tmp_path: Path, suite: Path) -> None:
-    """Nothing there, or a folder without checkpoints."""
+    """Nothing there, or a folder without checkpoints; the checkpoint, typed first, is named first."""
     with pytest.raises(UserError, match="no such suite folder"):
-        evaluate(tmp_path, tmp_path / "no-suite")
+        read_suite(str(tmp_path / "no-suite"))
+    with pytest.raises(UserError, match="no such folder"):
+        evaluate(tmp_path / "no-run", tmp_path / "no-suite")
     with pytest.raises(UserError, match="no such folder"):
         evaluate(tmp_path / "no-run", suite)
     with pytest.raises(UserError, match="holds no checkpoint"):

@@ -1,0 +1,98 @@
+"""Zero-shot accuracy while training: every rank measures its share of the suite, and all know the whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from train.config import RunConfig
+from train.evaluate.suite import write_suite
+from train.launch import prepare, train
+
+ROOT = Path(__file__).parents[2]
+MakeConfig = Callable[..., RunConfig]
+Draw = Callable[[str, str, int], bytes]
+NAMES = ("red", "green", "blue", "orange", "purple", "black")
+PATIENCE_S = 120
+RANK = """
+import json, sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from infra.config import parse
+from train.config import RunConfig
+from train.evaluate.run import measure
+from train.evaluate.suite import read_suite
+from train.loop import zero_shot
+from train.state import build
+from train.tokenizer import load_tokenizer
+from infra.storage import Folder
+
+config, run, rank = parse(json.loads(sys.argv[1]), RunConfig, source="test"), Path(sys.argv[2]), int(sys.argv[3])
+dist.init_process_group("gloo", init_method=f"file://{run}/store", rank=rank, world_size=2)
+state = build(config, run)
+torch.manual_seed(7 * rank + 2)
+with torch.no_grad():
+    for parameter in state.model.parameters():
+        parameter.normal_(std=0.3)
+together = zero_shot(state, run)
+alone = measure(state.model, load_tokenizer(Folder(run)), read_suite(config.evaluate.suite), config)
+right = [one["top"][0]["name"] == one["name"] for one in alone["predictions"]]
+print(json.dumps({"together": together, "right": right}))
+dist.destroy_process_group()
+"""
+
+
+def write(folder: Path, drawing: Draw, pictures: int) -> str:
+    samples = [
+        {
+            "key": f"{number:05d}",
+            "png": drawing(NAMES[number % 6], "circle", 500 + number),
+            "cls": math.isqrt(number) % 6,
+        }
+        for number in range(pictures)
+    ]
+    write_suite(str(folder), samples, NAMES, ("a {c} circle",))
+    return str(folder)
+
+
+def test_each_rank_measures_its_share(tmp_path: Path, drawing: Draw, make_config: MakeConfig) -> None:
+    """Two ranks whose weights differ: what both report is made of the first's answers and the second's."""
+    suite = write(tmp_path / "suite", drawing, 61)
+    config = make_config(optim={"ema": 0.0}, evaluate={"suite": suite})
+    prepare(config, tmp_path / "run", 2)
+    command = [sys.executable, "-c", RANK, config.model_dump_json(), str(tmp_path / "run")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ranks = [subprocess.Popen([*command, str(rank)], env=environment, stdout=subprocess.PIPE) for rank in range(2)]
+    try:
+        first, second = (json.loads(rank.communicate(timeout=PATIENCE_S)[0]) for rank in ranks)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    expected = (sum(first["right"][0::2]) + sum(second["right"][1::2])) / 61
+    assert first["together"] == second["together"] == expected
+    assert expected != sum(first["right"]) / 61  # the first rank alone would have said something else
+
+
+@pytest.mark.parametrize("pictures", [1, 13])
+def test_the_log_has_the_whole_suites_accuracy(
+    tmp_path: Path, drawing: Draw, make_config: MakeConfig, pictures: int
+) -> None:
+    """One process or two, with as many pictures as ranks or fewer: the same numbers."""
+    suite = write(tmp_path / "suite", drawing, pictures)
+    found = []
+    for world_size in (1, 2):
+        run = tmp_path / f"run{world_size}"
+        train(make_config(length="2 steps", evaluate={"suite": suite, "every": "1 steps"}), run, world_size)
+        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        found.append([line["zero_shot"] for line in lines if "zero_shot" in line])
+    assert found[0] == found[1]
+    assert len(found[0]) == 2
