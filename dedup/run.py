@@ -16,16 +16,15 @@ import ray
 from dedup import choose, confirm, perceptual
 from dedup.config import DedupConfig
 from dedup.exact import same_body
-from dedup.signature import SIGNATURES, Signatures, SignatureWriter, load
+from dedup.signature import Signatures, SignatureWriter, load
 from dedup.spread import here, on_ray
 from infra import metrics
 from infra.cluster import ClusterConfig, session
 from infra.lock import exclusive
 from infra.logs import log, progress
 from infra.storage import Folder
-from shards.layout import DEDUP, RAW, REMOVED, Reason, Status
+from shards.layout import DEDUP, RAW, REMOVED, SIGNATURES, Reason, Status
 from shards.manifest import Manifest
-from shards.writer import committed
 
 EXACT, PERCEPTUAL = "exact", "perceptual"
 SCHEMA = pa.schema(
@@ -63,10 +62,12 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str,
         manifest = Manifest.existing(folder)
         manifest.begin(DEDUP, config)
         if manifest.is_done(DEDUP):
-            return manifest.totals(DEDUP)
+            if (folder / DEDUP).exists(REMOVED):
+                return manifest.totals(DEDUP)
+            manifest.reopen(DEDUP)
         (folder / DEDUP).sweep_temporary()
         (folder / DEDUP / SIGNATURES).sweep_temporary()
-        shards = committed(folder / RAW)
+        shards = manifest.shards(RAW)
         _write_signatures(folder, shards, cluster)
         signatures = load(folder.url, shards)
         removals = _removals(folder, signatures, config, cluster)

@@ -13,9 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infra.storage import Folder
-from shards.layout import DEDUP, RAW, Status
+from shards.layout import DEDUP, RAW, SIGNATURES, Status
 
-SIGNATURES = "signatures"
 HASH_BYTES = 32
 _SHA256_BYTES = 32
 _COLUMNS = [
@@ -103,7 +102,7 @@ def load(corpus: str, shards: Sequence[str]) -> Signatures:
     table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
     shard = np.repeat(np.arange(len(tables), dtype=np.int32), [part.num_rows for part in tables])
     keys = np.asarray(table["key"].to_pylist(), dtype=np.str_)
-    order = np.argsort(keys, kind="stable")
+    order = np.argsort(keys.astype(np.int64), kind="stable")  # as text, shard 100000 would come before 99999
     has_phash = table["phash"].is_valid().to_numpy()
     quality = table["phash_quality"].fill_null(0).to_numpy()
     return Signatures(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any, Protocol, TypeVar
 
 import ray
@@ -38,12 +39,14 @@ def on_ray(
         return
     with session(cluster) as cores:
         actor: Any = ray.remote(num_cpus=1)(worker)
-        for outcome in run_bounded(
+        outcomes = run_bounded(
             lambda: actor.remote(*arguments),
             tasks,
             workers=min(cores, len(tasks)),
             retries=cluster.retries,
-        ):
-            if outcome.error is not None:
-                raise RunError(outcome.error)
-            yield outcome.task, outcome.value
+        )
+        with closing(outcomes):
+            for outcome in outcomes:
+                if outcome.error is not None:
+                    raise RunError(outcome.error)
+                yield outcome.task, outcome.value

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from infra.config import Config, knob
-from infra.errors import RunError, UserError
+from infra.errors import NoSpaceError, RunError, UserError
 from infra.logs import log
 
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +54,8 @@ def session(config: ClusterConfig) -> Iterator[int]:
         yield _cores()
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # What failed is an outcome; of tasks that are given up with a run nobody waits for the traceback.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
@@ -75,8 +77,9 @@ def session(config: ClusterConfig) -> Iterator[int]:
         }
     try:
         ray.init(**options)
-    except (ConnectionError, RayError, ValueError) as error:
-        raise RunError(f"Ray cluster {address or '(local)'}: cannot be reached: {error}") from None
+    except Exception as error:  # a start that fails is a bare Exception of Ray's
+        what = "cannot be reached" if address else "does not start"
+        raise RunError(f"Ray cluster {address or '(local)'}: {what}: {' '.join(str(error).split())}") from error
     try:
         yield _cores()
     finally:
@@ -92,11 +95,15 @@ TaskT = TypeVar("TaskT")
 
 @dataclass
 class Outcome(Generic[TaskT]):
-    """What became of one task: its `value`, or the `error` that it ended with (one line), never both."""
+    """What became of one task: its `value`, or the `error` that it ended with (one line), never both.
+
+    `no_space` tells that the error is a full disk, on which no other task would fare better.
+    """
 
     task: TaskT
     value: Any = None
     error: str | None = None
+    no_space: bool = False
 
 
 @dataclass
@@ -122,12 +129,14 @@ def run_bounded(
     workers: int,
     retries: int,
     ahead: int = 1,
-) -> Iterator[Outcome[TaskT]]:
+) -> Generator[Outcome[TaskT], None, None]:
     """Run every task through `actor.run.remote(task)` on `workers` actors; yield outcomes as they come.
 
     At most `workers * (1 + ahead)` tasks are handed out at a time, so the driver's memory does not grow with
     the number of tasks. A task whose actor or node died is tried again, `retries` times, on a new actor. An
     exception raised by the task itself is its outcome at once; `UserError` and `RunError` keep their words.
+
+    Whoever leaves before the last outcome should close the iterator: the actors work on until then.
     """
     waiting = iter(tasks)
     again: deque[_Attempt[TaskT]] = deque()
@@ -171,7 +180,8 @@ def run_bounded(
                     fill(other)
                 yield from outcomes
     finally:
-        for seat in seats:
+        # After the session's end its actors are gone, and to ask Ray for anything would start another one.
+        for seat in seats if ray.is_initialized() else []:
             with contextlib.suppress(RayError):
                 ray.kill(seat.actor)
 
@@ -193,7 +203,7 @@ def _outcome(attempt: _Attempt[TaskT], ref: Any) -> Outcome[TaskT]:
     try:
         return Outcome(attempt.task, value=ray.get(ref))
     except RayTaskError as error:
-        return Outcome(attempt.task, error=_one_line(error))
+        return Outcome(attempt.task, error=_one_line(error), no_space=isinstance(error.cause, NoSpaceError))
 
 
 def _reseat(

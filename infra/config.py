@@ -27,7 +27,8 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 def knob(default: Any, description: str, **constraints: Any) -> Any:
     """Declare a field that changes how work is done but not what comes out (threads, concurrency, addresses).
 
-    Such fields are left out of `digest`, so a corpus may be continued with other values of them.
+    Such fields are left out of `digest`, so a corpus may be continued with other values of them. A field that
+    is no knob needs a default that does what was done before there was the field: see `completed`.
     """
     return Field(default, description=description, json_schema_extra={"knob": True}, **constraints)
 
@@ -89,6 +90,21 @@ def digest(config: Config) -> str:
     return hashlib.sha256(json.dumps(essence(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
+def completed(recorded: Mapping[str, Any], model: type[Config]) -> dict[str, Any]:
+    """Return a recorded essence with today's default for every option of `model` that it does not have.
+
+    So what was begun before an option existed can be gone on with, if the default does what was done without it.
+    """
+    whole = dict(recorded)
+    for name, field in model.model_fields.items():
+        extra, default = field.json_schema_extra, field.get_default(call_default_factory=True)
+        if field.is_required() or (isinstance(extra, dict) and extra.get("knob")):
+            continue
+        now = essence(default) if isinstance(default, Config) else _plain(default)
+        whole[name] = _laid_over(now, recorded[name]) if name in recorded else now
+    return whole
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Name every key on which two essences differ, as `image.size: 256 there, 128 now`."""
     found: list[str] = []
@@ -105,6 +121,12 @@ def nearest(word: str, known: list[str]) -> str:
     """Return ` (did you mean 'X'?)` for the known word closest to `word`, or an empty string."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _laid_over(default: Any, recorded: Any) -> Any:
+    if not (isinstance(default, Mapping) and isinstance(recorded, Mapping)):
+        return recorded
+    return {**default, **{name: _laid_over(default.get(name), value) for name, value in recorded.items()}}
 
 
 def _plain(value: Any) -> Any:

@@ -14,3 +14,7 @@ class RunError(Exception):
 
     The message is one line that says what failed, where, and how to go on. Exit code 1.
     """
+
+
+class NoSpaceError(RunError):
+    """Nothing more can be written where the work is put, so other tasks would fare no better: the command ends."""

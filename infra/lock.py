@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from infra.errors import UserError
-from infra.storage import Folder
+from infra.storage import Folder, full_disk_is_named
 
 LOCK_NAME = ".lock"
 LEASE_S = 60.0
@@ -50,26 +50,35 @@ def _busy(folder: Folder, owner: dict[str, Any], mend: str) -> UserError:
 
 @contextmanager
 def _file_lock(folder: Folder) -> Iterator[None]:
-    path = Path(folder.path(LOCK_NAME))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as stream:
+    with _opened(Path(folder.path(LOCK_NAME))) as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
-            raise _busy(folder, _parsed(stream.read()), "wait for it to end, or stop it") from None
-        _rewrite(stream, json.dumps(_owner()))
+            raise _busy(folder, _parsed(stream.read().decode()), "wait for it to end, or stop it") from None
+        with full_disk_is_named(folder.path(LOCK_NAME)):
+            _rewrite(stream, json.dumps(_owner()))
         try:
             yield
         finally:
             _rewrite(stream, "")
 
 
-def _rewrite(stream: IO[str], text: str) -> None:
-    stream.seek(0)
-    stream.truncate()
-    stream.write(text)
-    stream.flush()
+def _opened(path: Path) -> IO[bytes]:
+    """Open the lock's file, unbuffered, so that a full disk is told at once and not when it is closed."""
+    try:
+        with full_disk_is_named(str(path)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("ab+", buffering=0)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{path.parent}: is, or lies below, a file and no folder; name another folder") from None
+    except PermissionError as error:
+        raise UserError(f"{path.parent}: may not be written to ({error.strerror}); name another folder") from None
+
+
+def _rewrite(stream: IO[bytes], text: str) -> None:
+    stream.truncate(0)
+    stream.write(text.encode())
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def host_failures() -> Counter:
 
 @functools.cache
 def step_seconds() -> Histogram:
-    """Seconds spent in one step of a row's way (`fetch`, `image`, `write`)."""
+    """Seconds spent in one step of a row's way (`fetch`, `image`)."""
     return Histogram("pairmill_row_step_seconds", "Seconds a row", boundaries=SECONDS, tag_keys=("step",))
 
 

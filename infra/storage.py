@@ -16,7 +16,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from infra.errors import RunError, UserError
+from infra.errors import NoSpaceError, RunError, UserError
 
 TEMPORARY_PREFIX = ".tmp-"
 """Start of the name of every file that is still being written on a local disk."""
@@ -123,7 +123,7 @@ class Folder:
         upload; an error aborts the upload.
 
         Raises:
-            RunError: the disk is full.
+            NoSpaceError: the disk or the quota is full, or the file larger than one may be.
         """
         target = self._inside(name)
         with full_disk_is_named(self.path(name)):
@@ -207,13 +207,19 @@ class Folder:
 
 @contextmanager
 def full_disk_is_named(path: str) -> Iterator[None]:
-    """Turn the operating system's 'no space left' into a RunError that names `path`."""
+    """Turn the operating system's 'no space left' and its kin into a NoSpaceError that names `path`."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(
-                f"{path}: the disk is full; free some space and run the same command again, "
-                "what is finished will not be done twice"
-            ) from error
-        raise
+        what = _NO_SPACE.get(error.errno or 0)
+        if what is None:
+            raise
+        again = "and run the same command again, what is finished will not be done twice"
+        raise NoSpaceError(f"{path}: {what} {again}") from error
+
+
+_NO_SPACE = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "your quota on this disk is used up; free some space",
+    errno.EFBIG: "no file may grow this large here (see `ulimit -f`); raise that bound",
+}

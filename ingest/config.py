@@ -151,7 +151,10 @@ class ImageConfig(Config):
         description="a picture whose long side is more than this many times its short one is dropped",
     )
     max_pixels: int = Field(
-        64_000_000, ge=1, description="a picture of more pixels is refused before its memory is taken"
+        64_000_000,
+        ge=1,
+        le=2 * 89_478_485,  # above it Pillow opens nothing
+        description="a picture of more pixels is refused before its memory is taken",
     )
     phash: bool = Field(True, description="take a perceptual hash (PDQ) of every picture kept")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import struct
-import warnings
 import zlib
 from dataclasses import dataclass
 
@@ -48,8 +47,6 @@ _SHARED = ImageCms.Flags.NOCACHE  # lets several threads use one transform
 _CMS_MODES = ("L", "RGB", "CMYK", "LAB")
 
 Image.preinit()
-Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is checked before any pixel is decoded
-warnings.filterwarnings("ignore", module="PIL")
 
 
 @dataclass(frozen=True)
@@ -82,6 +79,8 @@ def process(body: bytes, config: ImageConfig) -> Picture | Refusal:
         image = Image.open(io.BytesIO(body), formats=FORMATS)
     except UnidentifiedImageError:
         return Refusal(Status.FAILED_TO_RESIZE, Reason.NOT_AN_IMAGE, f"begins with {body[:12]!r}")
+    except Image.DecompressionBombError as error:
+        return _bomb(error)
     except BROKEN as error:
         return _broken(error)
     with image:
@@ -99,6 +98,8 @@ def refusal_by_header(start: bytes, config: ImageConfig) -> Refusal | None:
     try:
         with Image.open(io.BytesIO(start), formats=FORMATS) as image:
             return _refused_size(*_oriented_size(image), config)
+    except Image.DecompressionBombError as error:
+        return _bomb(error)
     except BROKEN:
         return None
 
@@ -142,6 +143,11 @@ def pdq(pixels: Image.Image) -> tuple[str, int]:
         pixels = pixels.resize((PDQ_SIDE_PX, PDQ_SIDE_PX), Image.Resampling.BILINEAR)
     bits, quality = pdqhash.compute(np.asarray(pixels))
     return np.packbits(bits.astype(np.uint8)).tobytes().hex(), int(quality)
+
+
+def _bomb(error: Image.DecompressionBombError) -> Refusal:
+    """Refuse what Pillow itself will not open: its limit is the most that `max_pixels` can be."""
+    return Refusal(Status.FAILED_TO_RESIZE, Reason.TOO_MANY_PIXELS, " ".join(str(error).split())[:200])
 
 
 def _broken(error: BaseException) -> Refusal:

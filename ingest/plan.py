@@ -21,14 +21,13 @@ from infra.storage import Folder, full_disk_is_named
 from ingest.caption import caption_reason
 from ingest.config import PlanConfig
 from ingest.sources import Columns, find_sources, read_rows
-from ingest.spill import SortedRuns
+from ingest.spill import ORDER, SortedRuns
 from ingest.urls import canonical, host_of, order_of
-from shards.layout import MANIFEST, PLAN, Reason, Status, part_name, sample_key, sidecar_schema
+from shards.layout import MANIFEST, PLAN, ROW, Reason, Status, check_passthrough, part_name, sample_key
 from shards.manifest import Manifest
 
 PLANNED = "planned"
 REJECTED = "rejected-00000.parquet"
-_ORDER = ("high", "low")
 _MAX_STRING_BYTES = 2**30  # of one run's text column, half of what 32-bit offsets reach
 
 
@@ -74,8 +73,13 @@ def plan(corpus: str, config: PlanConfig) -> dict[str, Any]:
 
 
 def _checked_start(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Read the first batch before anything is written, so that a mistyped column leaves no trace of a corpus."""
+    """Read the first batch before anything is written, so that a mistyped column leaves no trace of a corpus.
+
+    Raises:
+        UserError: as `read_rows`, or a column has a name that is the corpus' own.
+    """
     first = next(batches)
+    check_passthrough((name for name in first.schema.names if name not in ("url", "caption")), also=ORDER)
 
     def again() -> Iterator[pa.RecordBatch]:
         yield first
@@ -137,12 +141,10 @@ class _Planner:
             runs.add(pa.concat_tables(waiting))
 
     def _filter(self, table: pa.Table, rejected: _Rejected) -> pa.Table:
-        """Return the rows worth a download, with `row`, `high` and `low`; the others go to the rejected file."""
+        """Return the rows worth a download, with `row` and `ORDER`; the others go to the rejected file."""
         first, count = self.rows_in, table.num_rows
         self.rows_in += count
-        table = table.append_column("row", pa.array(range(first, first + count), pa.int64()))
-        if not first:
-            sidecar_schema(_others(table.schema))
+        table = table.append_column(ROW, pa.array(range(first, first + count), pa.int64()))
         reasons, high, low = [""] * count, np.zeros(count, np.uint64), np.zeros(count, np.uint64)
         hosts: set[str] = set()
         texts = zip(table["url"].to_pylist(), table["caption"].to_pylist(), strict=True)
@@ -160,7 +162,7 @@ class _Planner:
         if not keep.all():
             drop = pa.array(~keep)
             self._reject(table.filter(drop), [reason for reason in reasons if reason], rejected)
-        for name, values in zip(_ORDER, (high, low), strict=True):
+        for name, values in zip(ORDER, (high, low), strict=True):
             table = table.append_column(name, pa.array(values))
         return table.filter(pa.array(keep))
 
@@ -177,7 +179,7 @@ class _Planner:
         size, parts, rows_out = self.config.rows_per_shard, 0, 0
         waiting: pa.Table | None = None
         for table in runs.merged(max(size, self.config.sort_rows)):
-            unique = self._first_of_each(table, rejected).drop_columns(list(_ORDER))
+            unique = self._first_of_each(table, rejected).drop_columns(list(ORDER))
             waiting = unique if waiting is None else pa.concat_tables([waiting, unique])
             whole = waiting.num_rows // size
             for at in range(whole):
@@ -190,11 +192,11 @@ class _Planner:
         return parts, rows_out
 
     def _first_of_each(self, table: pa.Table, rejected: _Rejected) -> pa.Table:
-        high, low = (table[name].to_numpy() for name in _ORDER)
+        high, low = (table[name].to_numpy() for name in ORDER)
         same = np.zeros(len(high), dtype=bool)
         same[1:] = (high[1:] == high[:-1]) & (low[1:] == low[:-1])
         if same.any():
-            repeated = table.filter(pa.array(same)).drop_columns(list(_ORDER))
+            repeated = table.filter(pa.array(same)).drop_columns(list(ORDER))
             self._reject(repeated, [Reason.DUPLICATE_URL] * repeated.num_rows, rejected)
             table = table.filter(pa.array(~same))
         return table
@@ -202,15 +204,11 @@ class _Planner:
     def _write_part(self, number: int, table: pa.Table) -> int:
         keys = pa.array([sample_key(number, row) for row in range(table.num_rows)], pa.string())
         captions = table["caption"].fill_null("")
-        ordered = {"key": keys, "url": table["url"], "caption": captions, "row": table["row"]}
+        ordered = {"key": keys, "url": table["url"], "caption": captions, ROW: table[ROW]}
         ordered |= {name: table[name] for name in table.column_names if name not in ordered}
         with self.folder.create(part_name(number)) as stream:
             pq.write_table(pa.table(ordered).combine_chunks(), stream, compression="zstd")
         return table.num_rows
-
-
-def _others(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([one for one in schema if one.name not in ("url", "caption")])
 
 
 class _Rejected:
@@ -227,7 +225,7 @@ class _Rejected:
 
     def close(self) -> None:
         if self._writer is None:
-            empty = {"url": pa.string(), "caption": pa.string(), "row": pa.int64(), "reason": pa.string()}
+            empty = {"url": pa.string(), "caption": pa.string(), ROW: pa.int64(), "reason": pa.string()}
             self._writer = pq.ParquetWriter(self._stream, pa.schema(empty))
         self._writer.close()
 

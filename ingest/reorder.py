@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
@@ -47,7 +48,8 @@ class RowOrder:
     def close(self) -> None:
         """Give the disk space back."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # of bytes that a full disk did not take, and nobody waits for
+                self._file.close()
 
     def _put_away(self, picture: bytes) -> tuple[int, int]:
         if self._file is None:

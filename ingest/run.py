@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Any
 
 import ray
 
 from infra.cluster import ClusterConfig, Outcome, run_bounded, session
-from infra.errors import RunError, UserError
+from infra.errors import NoSpaceError, RunError, UserError
 from infra.lock import exclusive
 from infra.logs import Meter, log, progress
 from infra.storage import Folder
@@ -24,7 +25,7 @@ _NAMED_PARTS = 5
 
 
 def ingest(corpus: str, config: IngestConfig, cluster: ClusterConfig) -> dict[str, Any]:
-    """Make the raw shards of a planned corpus; go on where an earlier run stopped.
+    """Make the raw shards of a planned corpus; go on where an earlier run stopped, or where shards have gone.
 
     Returns:
         `rows_in`, `by_status` (its sum is `rows_in`), `by_reason`, `shards`, `bytes`, `seconds` (the time in
@@ -40,19 +41,22 @@ def ingest(corpus: str, config: IngestConfig, cluster: ClusterConfig) -> dict[st
         manifest = Manifest.existing(folder)
         _check_contact(manifest, config)
         manifest.begin(RAW, config)
-        if manifest.is_done(RAW):
+        parts = int(manifest.totals(PLAN)["parts"])
+        names = [shard_name(part) for part in range(parts)]
+        if manifest.still_done(RAW, names):
             return manifest.totals(RAW)
         raw = folder / RAW
         swept = raw.sweep_temporary()
         if swept:
             log.info("ingest: removed %d unfinished files of an interrupted run", swept)
-        parts = int(manifest.totals(PLAN)["parts"])
         done = set(committed(raw))
-        todo = [part for part in range(parts) if shard_name(part) not in done]
-        if todo:
-            _run_parts(folder, config, cluster, todo, parts)
-        raw.sweep_temporary()  # of workers that died on the way
-        totals = _totals(raw, [shard_name(part) for part in range(parts)])
+        todo = [part for part, name in enumerate(names) if name not in done]
+        try:
+            if todo:
+                _run_parts(folder, config, cluster, todo, parts)
+        finally:
+            raw.sweep_temporary()  # of workers that died on the way
+        totals = _totals(raw, names)
         planned = int(manifest.totals(PLAN)["rows_out"])
         if totals["rows_in"] != planned:
             raise RunError(f"{raw.url}: {totals['rows_in']} rows in the shards, {planned} in the plan")
@@ -85,17 +89,24 @@ def _run_parts(folder: Folder, config: IngestConfig, cluster: ClusterConfig, tod
                 retries=cluster.retries,
                 ahead=config.shards_at_once,
             )
-            failed = _watch(outcomes, config.failed_parts, meter)
+            with closing(outcomes):
+                failed = _watch(outcomes, config.failed_parts, meter)
     if failed:
         raise RunError(_failure(folder, failed, len(todo)))
 
 
 def _watch(outcomes: Iterable[Outcome[int]], patience: int, meter: Meter) -> dict[int, str]:
-    """Follow the outcomes to the end, or until `patience` parts have failed with none done between."""
+    """Follow the outcomes to the end, or until `patience` parts have failed with none done between.
+
+    Raises:
+        NoSpaceError: a part met a full disk.
+    """
     failed: dict[int, str] = {}
     in_a_row = rows = images = 0
     for outcome in outcomes:
         if outcome.error is not None:
+            if outcome.no_space:
+                raise NoSpaceError(outcome.error)
             log.error("ingest: %s failed: %s", part_name(outcome.task), outcome.error)
             failed[outcome.task] = outcome.error
             in_a_row += 1
@@ -112,9 +123,8 @@ def _watch(outcomes: Iterable[Outcome[int]], patience: int, meter: Meter) -> dic
 def _failure(folder: Folder, failed: dict[int, str], tried: int) -> str:
     names = [part_name(part) for part in sorted(failed)]
     shown = ", ".join(names[:_NAMED_PARTS]) + (f" and {len(names) - _NAMED_PARTS} more" * (len(names) > _NAMED_PARTS))
-    first = failed[min(failed)]
     return (
-        f"{folder.url}: {len(failed)} of {tried} parts failed ({shown}): {first}; "
+        f"{folder.url}: {len(failed)} of {tried} parts failed ({shown}), the first: {failed[min(failed)]}; "
         "mend that and run the same command again, what is finished will not be done twice"
     )
 

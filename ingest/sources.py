@@ -101,12 +101,12 @@ def read_rows(sources: Sequence[Source], columns: Columns) -> Iterator[pa.Record
             table = _fitted(table, schema, source)
             rows_here += table.num_rows
             yield from table.to_batches()
-        if not rows_here:
+        if not rows_here and len(sources) > 1:
             log.warning("%s: holds no rows", source.path)
         seen += rows_here
     if not seen:
         names = sources[0].path if len(sources) == 1 else f"{sources[0].path} and {len(sources) - 1} more"
-        raise UserError(f"{names}: empty, there are no rows to plan")
+        raise UserError(f"{names}: empty, there are no rows to plan; give --urls a file that holds some")
 
 
 def _source(fs: Any, path: str) -> Source:
@@ -134,7 +134,8 @@ def _guarded(source: Source, columns: Columns) -> Iterator[pa.Table]:
         raise
     except _BROKEN as error:
         what = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{source.path}: cannot be read as {source.format}: {what}") from None
+        mend = "save it as UTF-8" if "utf" in what.lower() else "mend it, or get it anew"
+        raise UserError(f"{source.path}: cannot be read as {source.format}: {what}; {mend}") from None
 
 
 def _parquet(source: Source, columns: Columns) -> Iterator[pa.Table]:
@@ -190,7 +191,8 @@ def _json_batches(source: Source, stream: IO[bytes]) -> Iterator[list[tuple[int,
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{source.path}: line {number} is not JSON: {error}") from None
+            mend = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else "mend that line"
+            raise UserError(f"{source.path}: line {number} is not JSON: {error}; {mend}") from None
         if not isinstance(row, dict):
             raise UserError(f"{source.path}: line {number} is not a JSON object; one object a line is read")
         rows.append((number, row))

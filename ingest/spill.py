@@ -12,6 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from shards.layout import ROW
+
+ORDER = (":high", ":low")
+"""Columns that rows are sorted by, before `row`; no input may have any of these names."""
 RANGES = 4096
 """Equal ranges of the first order column; a merge reads at least one of them from every run."""
 _RANGE_BITS = 12
@@ -25,7 +29,7 @@ class _Run:
 
 
 class SortedRuns:
-    """Rows with the columns `high`, `low` (uint64) and `row` (int64), given in any order, come back sorted by them.
+    """Rows with the columns `ORDER` (uint64) and `row` (int64), given in any order, come back sorted by them.
 
     The file has no name: a killed process leaves nothing behind.
     """
@@ -37,7 +41,7 @@ class SortedRuns:
     def add(self, table: pa.Table) -> None:
         """Sort one run in memory and put it away. Raises OSError when the disk is full."""
         table = _sorted(table)
-        high = table["high"].to_numpy()
+        high = table[ORDER[0]].to_numpy()
         edges = (np.arange(RANGES, dtype=np.uint64) << np.uint64(64 - _RANGE_BITS)).astype(np.uint64)
         bounds = np.append(np.searchsorted(high, edges), len(high)).astype(np.int64)
         start = self._file.seek(0, 2)
@@ -78,5 +82,5 @@ class SortedRuns:
 
 
 def _sorted(table: pa.Table) -> pa.Table:
-    order = np.lexsort([table[name].to_numpy() for name in ("row", "low", "high")])
+    order = np.lexsort([table[name].to_numpy() for name in (ROW, *reversed(ORDER))])
     return table.take(pa.array(order))

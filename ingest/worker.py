@@ -8,6 +8,7 @@ import hashlib
 import queue
 import threading
 import time
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -69,6 +70,7 @@ class ShardWorker:
 
     def __init__(self, corpus: str, config: IngestConfig, workers: int = 1) -> None:
         """`workers` is how many workers share the bounds that hold for the whole run."""
+        warnings.filterwarnings("ignore", module="PIL")  # damaged pictures are counted, not told one by one
         self._config = config
         self._plan, self._raw = Folder(corpus) / PLAN, Folder(corpus) / RAW
         self._decoders = ThreadPoolExecutor(config.decode_threads, "decode")

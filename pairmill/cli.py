@@ -29,6 +29,7 @@ app = App(
     help="From (image URL, caption) rows to a trained CLIP model, and its zero-shot accuracy.",
     help_format="markdown",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # it would end the process without a word
 )
 
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="print the result as JSON on standard output")]
@@ -53,7 +54,7 @@ def quickstart(
         list[str] | None,
         Parameter(help="base URLs of a sample web that runs already; by default one is started", negative=()),
     ] = None,
-    port: Annotated[int | None, Parameter(help="port of that sample web; 18080 by default")] = None,
+    port: Annotated[int | None, Parameter(help="port of that sample web; 18080 by default, 0 for any")] = None,
     recipe: Annotated[
         Path | None, Parameter(help="TOML file of the training run; the quickstart's own by default")
     ] = None,
@@ -127,10 +128,14 @@ def verify(
     folder: Annotated[str, Parameter(help="folder or URL with shards: raw, final, or any webdataset tars")],
     *,
     quick: Annotated[bool, Parameter(negative=(), help="check sizes and the index alone")] = False,
+    repair: Annotated[
+        bool,
+        Parameter(negative=(), help="drop torn shards, for their stage to make again, and build the index anew"),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Read every byte of a shard folder and check it against sidecars, index and digests."""
-    report = pipeline.verify(folder, quick=quick)
+    report = pipeline.verify(folder, quick=quick, repair=repair)
     emit(report, json, show.verify)
     if report["faults"]:
         raise SystemExit(1)
@@ -192,10 +197,12 @@ def train(
     """Train; goes on from the newest checkpoint of the run. Also under `torchrun -m pairmill.cli train`."""
     from infra.config import load_toml
     from train.config import RunConfig
+    from train.launch import leads
     from train.launch import train as run_training
 
     result = run_training(load_toml(toml, RunConfig), run or toml.with_suffix(""), nproc or 1)
-    emit(result, json, show.mapping)
+    if leads():
+        emit(result, json, show.mapping)
 
 
 @app.command(name="eval")
@@ -232,7 +239,12 @@ def main(arguments: list[str] | None = None) -> None:
         leave(2, str(error))
     except RunError as error:
         leave(1, str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        leave(1, f"{error.filename}: {error.strerror}; mend that and run the same command again")
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one has nothing more to stop
         leave(1, "interrupted; run the same command again to go on from here")
 
 

@@ -12,10 +12,10 @@ from pydantic import Field
 from dedup.config import DedupConfig
 from infra.cluster import ClusterConfig, session
 from infra.config import Config, load_toml, override
-from infra.errors import RunError
+from infra.errors import RunError, UserError
 from infra.storage import Folder
 from ingest.config import IngestConfig, PlanConfig
-from shards.layout import FINAL
+from shards.layout import FINAL, INDEX
 from shards.repack import RepackConfig
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -74,11 +74,30 @@ def repack(corpus: str, config: RepackConfig, cluster: ClusterConfig) -> dict[st
     return {"stage": "repack", **run_repack(corpus, config, cluster)}
 
 
-def verify(folder: str, *, quick: bool = False) -> dict[str, Any]:
-    """Check a shard folder; the result's `faults` is empty when all is well."""
-    from shards.verify import verify as run_verify
+def verify(folder: str, *, quick: bool = False, repair: bool = False) -> dict[str, Any]:
+    """Check a shard folder; the result's `faults` is empty when all is well.
 
-    return {"folder": folder, **run_verify(folder, quick=quick).as_dict()}
+    With `repair`, what can be mended without a guess is: `repaired` says in words what was done, the rest is what
+    a second look found.
+
+    Raises:
+        UserError: no such folder, no shards, `repair` and `quick` at once, or another process at work there.
+    """
+    from shards.repair import repair as run_repair
+    from shards.verify import VerifyReport
+    from shards.verify import verify as run_verify
+    from shards.writer import committed
+
+    if quick and repair:
+        raise UserError("--repair needs to have read every byte; leave --quick out")
+    report = run_verify(folder, quick=quick)
+    if not repair:
+        return {"folder": folder, **report.as_dict()}
+    repaired = run_repair(report) if report.faults else []
+    if repaired:
+        place = Folder(folder)
+        report = run_verify(place) if committed(place) or place.exists(INDEX) else VerifyReport(place.url)
+    return {"folder": folder, **report.as_dict(), "repaired": repaired}
 
 
 def evaluate(checkpoint: str, suite: str) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 console = Console()
+GOES_ON = ("success", "planned")
+"""Statuses of rows that the next stage takes in."""
 
 
 def mapping(result: dict[str, Any]) -> None:
@@ -60,8 +62,8 @@ def accounting(result: dict[str, Any]) -> list[tuple[str, str, int]]:
     """
     by_status: dict[str, int] = dict(result["by_status"])
     reasons: dict[str, int] = dict(result.get("by_reason", {}))
-    kept = [(name, "", count) for name, count in by_status.items() if name == "success"]
-    lost = sum(count for name, count in by_status.items() if name != "success")
+    kept = [(name, "", count) for name, count in by_status.items() if name in GOES_ON]
+    lost = sum(count for name, count in by_status.items() if name not in GOES_ON)
     named = sorted(reasons.items(), key=lambda item: -item[1])
     rows = [("", reason, count) for reason, count in named]
     if lost - sum(reasons.values()):
@@ -70,7 +72,9 @@ def accounting(result: dict[str, Any]) -> list[tuple[str, str, int]]:
 
 
 def verify(result: dict[str, Any]) -> None:
-    """Show what was checked and every fault."""
+    """Show what was mended, what was checked, and every fault."""
+    for line in result.get("repaired", ()):
+        console.print(f"[yellow]repaired[/] {line}", highlight=False)
     console.print(f"{result['folder']}: {_number(result['shards'])} shards, {_number(result['samples'])} samples")
     for fault in result["faults"]:
         console.print(f"[red]fault[/] {fault}", highlight=False)

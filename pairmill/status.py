@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from infra.storage import Folder
+from ingest.run import busy_seconds
 from pairmill import show
 from shards.layout import PLAN, RAW, STATS_SUFFIX
 from shards.manifest import STAGES, Manifest
@@ -19,7 +20,8 @@ def status(corpus: str) -> dict[str, Any]:
     """Return the corpus' state, read from its manifest, plan parts and raw commits.
 
     `rows`, `by_status`, `by_reason` and `bytes` count what ingest has committed; `images_per_s` is taken over the
-    time from the first shard's start to the last one's end; `eta_s` is None before the first commit.
+    time in which any shard was in hand, so pauses between runs do not count; `eta_s` is None before the first
+    commit.
 
     Raises:
         UserError: there is no corpus at `corpus`.
@@ -35,7 +37,7 @@ def status(corpus: str) -> dict[str, Any]:
         reasons.update(commit["by_reason"])
         for host, failures in commit.get("by_host", {}).items():
             hosts[host] += sum(failures.values()) if isinstance(failures, dict) else failures
-    seconds = _span_s(commits)
+    seconds = busy_seconds((commit["start_time"], commit["end_time"]) for commit in commits if "end_time" in commit)
     rate = sum(statuses.values()) / seconds if seconds else 0.0
     left = len(parts) - len(commits)
     return {
@@ -50,12 +52,6 @@ def status(corpus: str) -> dict[str, Any]:
         "eta_s": left * sum(statuses.values()) / len(commits) / rate if commits and rate else None,
         "stages": {stage: {"done": manifest.is_done(stage), "totals": manifest.totals(stage)} for stage in STAGES},
     }
-
-
-def _span_s(commits: list[dict[str, Any]]) -> float:
-    starts = [commit["start_time"] for commit in commits if "start_time" in commit]
-    ends = [commit["end_time"] for commit in commits if "end_time" in commit]
-    return float(max(ends) - min(starts)) if starts and ends else 0.0
 
 
 def render(state: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from infra.errors import UserError
 from infra.logs import log
 from infra.storage import Folder
-from shards.layout import FORMAT_VERSION, INDEX, STATS_SUFFIX
+from shards.layout import FORMAT_VERSION, INDEX, STATS_SUFFIX, by_number
 from shards.sample import split_name
 from shards.tar import BLOCK_BYTES, scan
 from shards.writer import committed
@@ -141,18 +141,21 @@ def load(folder: Folder) -> Index:
     try:
         source = folder.read(INDEX)
     except FileNotFoundError:
-        raise UserError(f"{where}: no such index; make one with `pairmill verify --repair`") from None
+        raise UserError(f"{where}: no such index; make one with `pairmill verify {folder.url} --repair`") from None
     try:
         file = pq.ParquetFile(io.BytesIO(source))
         version = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"none").decode()
         if version != str(FORMAT_VERSION):
             raise UserError(
                 f"{where}: index of format version {version}, this version reads {FORMAT_VERSION}; "
-                "update pairmill, or build the index anew"
+                f"update pairmill, or build the index anew with `pairmill verify {folder.url} --repair`"
             )
         rows = file.read(columns=[name for name in SCHEMA.names if name != "ends"]).to_pylist()
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise UserError(f"{where}: not an index ({' '.join(str(error).split())}); build it anew") from None
+        raise UserError(
+            f"{where}: not an index ({' '.join(str(error).split())}); build it anew with "
+            f"`pairmill verify {folder.url} --repair`"
+        ) from None
     for row in rows:
         folder.path(f"{row['shard']}.tar")  # raises for a name that climbs out
         row["name"] = row.pop("shard")
@@ -189,7 +192,7 @@ def save(folder: Folder, index: Index) -> None:
 
 def shard_names(folder: Folder) -> list[str]:
     """Return the folder's shards in order: the committed ones; all tars where no commit is."""
-    return committed(folder) or [name.removesuffix(".tar") for name in folder.names(".tar")]
+    return committed(folder) or sorted((name.removesuffix(".tar") for name in folder.names(".tar")), key=by_number)
 
 
 def build(folder: Folder, *, names: list[str] | None = None, digests: bool = False) -> Index:

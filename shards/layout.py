@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 import pyarrow as pa
@@ -16,6 +17,9 @@ MANIFEST = "corpus.json"
 INDEX = "index.parquet"
 REMOVED = "removed.parquet"
 STATS_SUFFIX = "_stats.json"
+SIGNATURES = "signatures"
+ROW, SOURCE_KEY = "row", "source_key"
+"""Columns that the plan and repack add to the input's own."""
 KEY_ROW_DIGITS = 4
 MAX_ROWS_PER_SHARD = 10**KEY_ROW_DIGITS
 
@@ -104,9 +108,24 @@ def sidecar_schema(passthrough: pa.Schema | None = None) -> pa.Schema:
     schema = SIDECAR
     for field in passthrough or ():
         if field.name in SIDECAR.names:
-            raise UserError(f"column '{field.name}' of the input has a name the sidecar needs for itself; rename it")
+            raise _taken(field.name)
         schema = schema.append(field)
     return schema
+
+
+def check_passthrough(names: Iterable[str], also: Iterable[str] = ()) -> None:
+    """Raise UserError if a column of the input has the name of one that a sidecar, or `also`, has of its own."""
+    ours = {*SIDECAR.names, ROW, SOURCE_KEY, *also}
+    for name in names:
+        if name in ours:
+            raise _taken(name)
+
+
+def _taken(name: str) -> UserError:
+    return UserError(
+        f"column '{name}' of the input has a name that the corpus needs for itself; rename it in the input, "
+        "or name the columns to carry along, without it, with --columns"
+    )
 
 
 def part_name(number: int) -> str:
@@ -122,8 +141,17 @@ def part_number(name: str) -> int:
 
 
 def shard_name(number: int) -> str:
-    """Return a shard's name, without a suffix: `00012`."""
+    """Return a shard's name, without a suffix: `00012`; from 100,000 on it has more digits."""
     return f"{number:05d}"
+
+
+def by_number(name: str) -> tuple[bool, int, str]:
+    """Return what shard names and keys are sorted by: the number, and behind all numbers other names as text.
+
+    `100000` comes after `99999`, where text would have it before.
+    """
+    is_number = name.isascii() and name.isdigit()
+    return not is_number, int(name) if is_number else 0, name
 
 
 def sample_key(shard: int, row: int) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from infra.config import Config, differences, digest, essence
-from infra.errors import UserError
+from infra.config import Config, completed, differences, digest, essence
+from infra.errors import RunError, UserError
+from infra.logs import log
 from infra.storage import Folder
-from shards.layout import DEDUP, FINAL, FORMAT_VERSION, MANIFEST, PLAN, RAW
+from shards.layout import DEDUP, FINAL, FORMAT_VERSION, MANIFEST, PLAN, RAW, SIGNATURES
+from shards.writer import committed
 
-STAGES = (PLAN, RAW, DEDUP, FINAL)
+COMMANDS = {PLAN: "plan", RAW: "ingest", DEDUP: "dedup", FINAL: "repack"}
+"""Which command makes which stage's folder, in the order of the stages."""
+STAGES = tuple(COMMANDS)
 
 
 class Manifest:
@@ -52,37 +57,73 @@ class Manifest:
     def begin(self, stage: str, config: Config) -> None:
         """Record that `stage` starts with `config`, or check that it goes on with the same.
 
+        An option that the record does not know, since it is younger, counts as set to its default there.
+
         Raises:
             UserError: the stage was begun with another configuration (every difference is named), or the
                 stage before it is not done.
         """
         before = self._content["stages"].get(stage)
         if before is not None:
-            found = differences(before["config"], essence(config))
+            found = differences(completed(before["config"], type(config)), essence(config))
             if found:
                 raise UserError(
                     f"{self.folder.url}: '{stage}' was made with another configuration ({'; '.join(found)}); "
                     "use the same, or a new corpus folder"
                 )
-            return
         earlier = STAGES.index(stage)
         if earlier and not self.is_done(STAGES[earlier - 1]):
             raise UserError(f"{self.folder.url}: '{STAGES[earlier - 1]}' is not finished yet; run that first")
-        self._content["stages"][stage] = {
-            "config": essence(config), "digest": digest(config), "done": False, "totals": {},
-        }  # fmt: skip
-        self._save()
+        if before is None:
+            self._content["stages"][stage] = {
+                "config": essence(config), "digest": digest(config), "done": False, "totals": {},
+            }  # fmt: skip
+            self._save()
 
     def finish(self, stage: str, totals: dict[str, Any]) -> None:
         """Record that `stage` is done with these totals (`rows_in`, `by_status`, `by_reason`, ...)."""
         self._content["stages"][stage] |= {"done": True, "totals": totals}
         self._save()
 
-    def reopen(self, stage: str) -> None:
-        """Record that `stage` has work to do again, if it was done: some of what it made was dropped."""
-        if self.is_done(stage):
-            self._content["stages"][stage]["done"] = False
+    def reopen(self, stage: str, lost: Iterable[str] = ()) -> None:
+        """Record that `stage` has its shards `lost` to make again, and every stage after it to look again.
+
+        What dedup noted of a lost raw shard goes first: whoever is killed in between finds the shard missing.
+        """
+        if stage == RAW:
+            for shard in lost:
+                (self.folder / DEDUP / SIGNATURES).delete(f"{shard}.parquet")
+        undone = [name for name in STAGES[STAGES.index(stage) :] if self.is_done(name)]
+        for name in undone:
+            self._content["stages"][name] |= {"done": False, "totals": {}}
+        if undone:
             self._save()
+
+    def still_done(self, stage: str, shards: Iterable[str]) -> bool:
+        """Tell whether `stage` is done and its `shards` are there; where some have gone, reopen it.
+
+        Without a single one, and with the final shards done, they were removed on purpose: nothing needs them.
+        """
+        if not self.is_done(stage):
+            return False
+        there = set(committed(self.folder / stage))
+        lost = [shard for shard in shards if shard not in there]
+        if not lost or (not there and stage != FINAL and self.is_done(FINAL)):
+            return True
+        log.warning("%s: %d shards have gone, the first is %s", (self.folder / stage).url, len(lost), lost[0])
+        self.reopen(stage, lost)
+        return False
+
+    def shards(self, stage: str) -> list[str]:
+        """Return the shards of a stage that is done. Raises RunError if some of them have gone."""
+        found = committed(self.folder / stage)
+        made = int(self.totals(stage).get("shards", len(found)))
+        if len(found) < made:
+            raise RunError(
+                f"{(self.folder / stage).url}: {made - len(found)} of {made} shards have gone; "
+                f"`pairmill {COMMANDS[stage]}` makes them again"
+            )
+        return found
 
     def is_done(self, stage: str) -> bool:
         """Tell whether `stage` has been finished."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,12 @@ from pydantic import Field
 from infra import metrics
 from infra.cluster import ClusterConfig, run_bounded, session
 from infra.config import Config
-from infra.errors import RunError
+from infra.errors import NoSpaceError, RunError
 from infra.lock import exclusive
 from infra.logs import log, progress
 from infra.storage import Folder
 from shards import index
-from shards.layout import FINAL, INDEX, MAX_ROWS_PER_SHARD, RAW, STATS_SUFFIX, Status, shard_name
+from shards.layout import FINAL, INDEX, MAX_ROWS_PER_SHARD, RAW, STATS_SUFFIX, Status, by_number, shard_name
 from shards.manifest import Manifest
 from shards.repacker import Layout, Repacker
 from shards.selection import removed_count
@@ -58,21 +59,27 @@ def repack(corpus: str, config: RepackConfig, cluster: ClusterConfig) -> dict[st
     with exclusive(folder):
         manifest = Manifest.existing(folder)
         manifest.begin(FINAL, config)
-        if manifest.is_done(FINAL):
+        names = map(shard_name, range(int(manifest.totals(FINAL).get("shards", 0))))
+        if manifest.still_done(FINAL, names) and (folder / FINAL).exists(INDEX):
             return manifest.totals(FINAL)
+        raw = manifest.shards(RAW)
         (folder / FINAL).sweep_temporary()
-        with session(cluster) as cores:
-            layout, removed = _laid_out(folder.url, config, cores, cluster)
-            _write_shards(folder.url, layout, cores, cluster)
+        try:
+            with session(cluster) as cores:
+                layout, removed = _laid_out(folder.url, raw, config, cores, cluster)
+                _write_shards(folder.url, layout, cores, cluster)
+        finally:
+            (folder / FINAL).sweep_temporary()  # of workers that ended on the way
         totals = _finished(folder / FINAL, layout, removed)
         manifest.finish(FINAL, totals)
     return totals
 
 
-def _laid_out(corpus: str, config: RepackConfig, cores: int, cluster: ClusterConfig) -> tuple[Layout, Counter[str]]:
-    """Count the kept samples of every raw shard, and lay the final shards out. Raises RunError."""
+def _laid_out(
+    corpus: str, names: list[str], config: RepackConfig, cores: int, cluster: ClusterConfig
+) -> tuple[Layout, Counter[str]]:
+    """Count the kept samples of the raw shards `names`, and lay the final shards out. Raises RunError."""
     folder = Folder(corpus)
-    names = committed(folder / RAW)
     kept, digests = np.zeros(len(names), dtype=np.int64), [""] * len(names)
     removed: Counter[str] = Counter()
     with progress("repack: selecting", len(names), "shards") as meter:
@@ -110,7 +117,7 @@ def _write_shards(corpus: str, layout: Layout, cores: int, cluster: ClusterConfi
     final = Folder(corpus) / FINAL
     there = set(committed(final))
     wanted = [shard_name(number) for number in range(layout.shards)]
-    for name in sorted(there):
+    for name in sorted(there, key=by_number):
         if name not in wanted or final.read_json(name + STATS_SUFFIX).get("layout") != layout.digest:
             log.warning("%s: is of an earlier selection of samples; writing it anew", final.path(name))
             _drop(final, name)
@@ -137,15 +144,18 @@ def _outcomes(
     failed: list[str] | None = None,
 ) -> Iterator[tuple[Task, dict[str, Any]]]:
     """Run tasks; yield (task, result). A failure is put into `failed`, or raised as RunError without one."""
-    for outcome in run_bounded(make_actor, tasks, workers=cores, retries=cluster.retries):
-        if outcome.error is None:
-            yield outcome.task, outcome.value
-            continue
-        message = f"shard {outcome.task[2]}: {outcome.error}"
-        if failed is None:
-            raise RunError(f"repack: {message}")
-        log.error("repack: %s", message)
-        failed.append(message)
+    with closing(run_bounded(make_actor, tasks, workers=cores, retries=cluster.retries)) as outcomes:
+        for outcome in outcomes:
+            if outcome.error is None:
+                yield outcome.task, outcome.value
+                continue
+            if outcome.no_space:
+                raise NoSpaceError(outcome.error)
+            message = f"shard {outcome.task[2]}: {outcome.error}"
+            if failed is None:
+                raise RunError(f"repack: {message}")
+            log.error("repack: %s", message)
+            failed.append(message)
 
 
 def _finished(final: Folder, layout: Layout, removed: Counter[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from infra.errors import RunError, UserError
 from infra.storage import Folder
 from shards import index, sample
-from shards.layout import FINAL, RAW, sample_key, shard_name
+from shards.layout import FINAL, RAW, SOURCE_KEY, sample_key, shard_name
 from shards.order import Order
 from shards.reads import PATIENCE_S, Reader
 from shards.selection import Kept, select, sidecar
@@ -25,7 +25,6 @@ BLOCK_SAMPLES, WINDOW_BLOCKS = 256, 8
 """Reads of this many kept samples, moved about within windows of so many of them."""
 FEWEST_BLOCKS = 256
 RAW_SHARDS_HELD = 16
-SOURCE_KEY = "source_key"
 
 
 @dataclass(frozen=True)

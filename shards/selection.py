@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -22,16 +23,17 @@ REMOVED_REASON_PREFIX = "duplicate_"
 
 @dataclass(frozen=True)
 class Kept:
-    """The kept samples of a raw shard: `[kept]` rows of its sidecar, and their places in its tar."""
+    """The kept samples of a raw shard: `[kept]` rows of its sidecar, places in its tar, digests of bodies."""
 
     rows: npt.NDArray[np.int64]
     places: npt.NDArray[np.int64]
     successes: int
+    bodies: tuple[str | None, ...]
     removed: dict[str, int] = field(default_factory=dict)
 
     def digest(self) -> str:
-        """Return a hex digest of which samples are kept."""
-        return hashlib.sha256(self.places.tobytes()).hexdigest()
+        """Return a hex digest of which samples are kept, and of what they were made of."""
+        return hashlib.sha256(self.places.tobytes() + json.dumps(self.bodies).encode()).hexdigest()
 
 
 def sidecar(corpus: Folder, shard: str) -> pa.Table:
@@ -63,7 +65,9 @@ def select(corpus: Folder, shard: str, table: pa.Table | None = None) -> Kept:
             reason = REMOVED_REASON_PREFIX + methods[key]
             removed[reason] = removed.get(reason, 0) + 1
     places = np.flatnonzero(~gone)
-    return Kept(rows[places].astype(np.int64), places.astype(np.int64), len(rows), removed)
+    kept = rows[places].astype(np.int64)
+    bodies = tuple(table["sha256"].take(pa.array(kept)).to_pylist())
+    return Kept(kept, places.astype(np.int64), len(rows), bodies, removed)
 
 
 def removed_count(corpus: Folder) -> int:

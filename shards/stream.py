@@ -226,7 +226,7 @@ class ShardStream(IterableDataset[list[Sample]]):
             except one_sample.BadSampleError as error:
                 self.holes += 1
                 log.warning("%s: sample %d is a hole: %s", self.folder.path(piece.shard.tar), number, error)
-                sample = self._filled(number, reader) | {"__hole__": number}
+                sample = next(self.stand_ins(number, reader))
             sample |= {"__epoch__": step.epoch, "__step__": step.step, "__slot__": slot}
             batch.append(sample)
         return batch
@@ -243,14 +243,22 @@ class ShardStream(IterableDataset[list[Sample]]):
         sample["__index__"] = number
         return sample
 
-    def _filled(self, hole: int, reader: Reader) -> Sample:
-        """Return the sample that stands in for a bad one: the same at every world size, epoch and step."""
+    def stand_ins(self, hole: int, reader: Reader | None = None) -> Iterator[Sample]:
+        """Yield what may stand in for the bad sample `hole`, in the order to try: the same wherever and whenever.
+
+        Each has `__hole__`. For a reader that finds a sample bad only when it decodes it.
+
+        Raises:
+            RunError: all were tried.
+        """
+        reader = reader or Reader(Folder(self.folder.url), self.index, self.patience_s)
         for number in substitute(hole, self.order.samples):
             (piece,) = reader.read(number, number + 1)
             try:
-                return self._sample(piece, number)
+                sample = self._sample(piece, number)
             except one_sample.BadSampleError:
                 continue
+            yield sample | {"__hole__": hole}
         raise RunError(
             f"{self.folder.url}: sample {hole} is bad and so is every other tried in its place; "
             "check the folder with `pairmill verify`"

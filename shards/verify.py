@@ -16,7 +16,7 @@ from infra.logs import progress
 from infra.storage import TEMPORARY_PREFIX, Folder
 from shards import index
 from shards.check import Fault, Found, check_shard
-from shards.layout import FINAL, INDEX, STATS_SUFFIX
+from shards.layout import FINAL, INDEX, STATS_SUFFIX, by_number
 from shards.writer import committed
 
 MOST_THREADS = 4
@@ -64,7 +64,7 @@ def verify(folder: str | Folder, quick: bool = False) -> VerifyReport:
     report = VerifyReport(place.url, quick=quick)
     there = place.names()
     commits = committed(place)
-    names = commits or [name.removesuffix(".tar") for name in there if name.endswith(".tar")]
+    names = commits or index.shard_names(place)
     if not names and INDEX not in there:
         raise UserError(f"{place.url}: no shards here (no committed .tar files); name a shard folder")
     report.faults += _strangers(place, there, set(names), bool(commits))
@@ -128,7 +128,7 @@ def _index_faults(folder: Folder, found: Sequence[Found], there: Sequence[str]) 
             what = f"the index counts its first sample as {entry.first_sample}, it is {first}"
             faults.append(Fault(entry.name, "", what, "index"))
         first = entry.first_sample + entry.samples
-    if [shard.name for shard in told.shards] != sorted((shard.name for shard in told.shards), key=_numbered):
+    if [shard.name for shard in told.shards] != sorted((shard.name for shard in told.shards), key=by_number):
         faults.append(Fault("", "", "the index does not hold the shards in order", "index"))
     return faults
 
@@ -156,7 +156,3 @@ def _entry_faults(told: index.Index, place: int, shard: Found) -> list[Fault]:
         wrong = int(np.flatnonzero(ends[: len(shard.ends)] != shard.ends[: len(ends)])[:1].sum())
         faults.append(Fault(shard.name, "", f"the index has sample {wrong} at another place", "index"))
     return faults
-
-
-def _numbered(name: str) -> tuple[int, str]:
-    return (len(name), name) if name.isdigit() else (0, name)

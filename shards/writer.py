@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.storage import Folder
-from shards.layout import SIDECAR, STATS_SUFFIX, Status
+from shards.layout import SIDECAR, STATS_SUFFIX, Status, by_number
 from shards.tar import END, header, padded
 
 ROWS_PER_GROUP = 10_000
@@ -83,7 +84,7 @@ class ShardWriter:
         self._pad(len(image))
         for suffix, text in (
             ("txt", row["caption"]),
-            ("json", json.dumps(facts, ensure_ascii=False, default=str)),
+            ("json", _json(facts)),
         ):
             content = text.encode("utf-8", "surrogatepass" if suffix == "json" else "replace")
             self._write(header(f"{key}.{suffix}", len(content)))
@@ -102,6 +103,22 @@ class ShardWriter:
         self._tar.write(data)
         self._digest.update(data)
         self._at += len(data)
+
+
+def _json(facts: dict[str, Any]) -> str:
+    """Return facts as JSON, which has no NaN and no infinity: these become null."""
+    try:
+        return json.dumps(facts, ensure_ascii=False, allow_nan=False, default=str)
+    except ValueError:
+        return json.dumps(_finite(facts), ensure_ascii=False, allow_nan=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 _FACTS = (
@@ -130,5 +147,5 @@ def writing(folder: Folder, name: str, schema: pa.Schema, more_stats: dict[str, 
 
 
 def committed(folder: Folder) -> list[str]:
-    """Return the names of the shards in `folder` that have their commit, in order."""
-    return [name.removesuffix(STATS_SUFFIX) for name in folder.names(STATS_SUFFIX)]
+    """Return the names of the shards in `folder` that have their commit, in the order of their numbers."""
+    return sorted((name.removesuffix(STATS_SUFFIX) for name in folder.names(STATS_SUFFIX)), key=by_number)

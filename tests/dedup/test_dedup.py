@@ -17,14 +17,14 @@ from PIL import Image
 from dedup import run
 from dedup.config import DedupConfig
 from dedup.run import dedup
-from dedup.signature import SIGNATURES, SignatureWriter
+from dedup.signature import SignatureWriter, load
 from infra.cluster import ClusterConfig, session
 from infra.config import Config
 from infra.errors import UserError
 from infra.lock import exclusive
 from infra.storage import Folder
 from pairmill.sample_web import archive
-from shards.layout import DEDUP, PLAN, RAW, REMOVED, SIDECAR, Reason, Status, sample_key, shard_name
+from shards.layout import DEDUP, PLAN, RAW, REMOVED, SIDECAR, SIGNATURES, Reason, Status, sample_key, shard_name
 from shards.manifest import Manifest
 from shards.writer import committed, writing
 
@@ -69,15 +69,15 @@ def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def write_corpus(path: Path, rows: Sequence[Row], rows_per_shard: int) -> str:
-    """Write `rows` as the raw shards of a corpus whose plan and ingest are done."""
+def write_corpus(path: Path, rows: Sequence[Row], rows_per_shard: int, first: int = 0) -> str:
+    """Write `rows` as the raw shards, numbered from `first`, of a corpus whose plan and ingest are done."""
     folder = Folder(path)
     manifest = Manifest.open(folder)
     shards = range(0, max(1, len(rows)), rows_per_shard)
     for stage, totals in ((PLAN, {"parts": len(shards)}), (RAW, {"rows_in": len(rows)})):
         manifest.begin(stage, NoConfig())
         manifest.finish(stage, totals)
-    for shard, start in enumerate(shards):
+    for shard, start in enumerate(shards, first):
         with writing(folder / RAW, shard_name(shard), SIDECAR, {}) as writer:
             for number, row in enumerate(rows[start : start + rows_per_shard]):
                 key = sample_key(shard, number)
@@ -203,6 +203,25 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_is_left_alone(tmp_path: P
     assert not list((tmp_path / "parts" / DEDUP).glob(".tmp-*"))
     (folder / DEDUP / SIGNATURES).delete_tree()
     assert dedup(corpus, DedupConfig(), LOCAL) == totals
+
+
+def test_keys_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", [*copies(), *copies()], 6, first=99_998)
+    assert dedup(corpus, DedupConfig(keep="first"), LOCAL)["removed"] > 8
+    keys = load(corpus, committed(Folder(corpus) / RAW)).keys.tolist()
+    assert keys == sorted(keys, key=int) != sorted(keys)
+    gone = [*removed(corpus)]
+    assert gone == sorted(gone, key=int) != sorted(gone)
+    assert all(int(row["kept_key"]) < int(key) for key, row in removed(corpus).items())
+
+
+def test_a_list_that_has_gone_is_made_again(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", copies(), 8)
+    totals = dedup(corpus, DedupConfig(), LOCAL)
+    before = (Folder(corpus) / DEDUP).read(REMOVED)
+    (Folder(corpus) / DEDUP).delete(REMOVED)
+    assert dedup(corpus, DedupConfig(), LOCAL) == totals
+    assert (Folder(corpus) / DEDUP).read(REMOVED) == before
 
 
 def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from infra.lock import exclusive
 from infra.storage import Folder
 from ingest.config import PlanConfig
 from ingest.plan import plan
-from ingest.spill import SortedRuns
+from ingest.spill import ORDER, SortedRuns
 from ingest.urls import canonical, host_of
 
 ROWS = [
@@ -133,9 +133,31 @@ def test_rows_that_turn_out_unreadable_leave_the_folder_free_for_others(tmp_path
 def test_columns_that_the_sidecar_needs_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"url": ["http://a.example/1"], "caption": ["a good one"], "width": [3]}), path)
-    with pytest.raises(UserError, match="column 'width'"):
+    with pytest.raises(UserError, match=r"column 'width'.*rename it in the input, or name the columns .* --columns"):
         plan(str(tmp_path / "c"), PlanConfig(urls=str(path)))
     assert plan(str(tmp_path / "d"), PlanConfig(urls=str(path), columns=()))["rows_out"] == 1
+
+
+@pytest.mark.parametrize("name", ["row", "source_key", "key", "status", "reason", *ORDER])
+def test_a_column_of_ours_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"url": ["http://a.example/1"], "caption": ["a good one"], name: [3]}), path)
+    with pytest.raises(UserError, match=f"column '{name}' of the input has a name that the corpus needs"):
+        plan(str(tmp_path / "c"), PlanConfig(urls=str(path)))
+    assert not (tmp_path / "c").exists()
+
+
+def test_any_other_column_passes_through(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    columns = {"high": [1, 2, 3], "low": ["a", "b", "c"], "rank": [0.5, None, float("nan")], "Row": [7, 8, 9]}
+    urls = ["http://a.example/1", "http://a.example/1#again", "http://b.example/2"]
+    pq.write_table(pa.table({"url": urls, "caption": ["a good one"] * 3, **columns}), path)
+    totals = plan(str(tmp_path / "c"), PlanConfig(urls=str(path)))
+    assert (totals["rows_out"], totals["by_reason"]) == (2, {"duplicate_url": 1})
+    kept = {row["row"]: (row["high"], row["low"], row["Row"]) for row in planned(tmp_path / "c")}
+    assert kept == {0: (1, "a", 7), 2: (3, "c", 9)}
+    (rejected,) = pq.read_table(tmp_path / "c" / "plan" / "rejected-00000.parquet").to_pylist()
+    assert (rejected["high"], rejected["low"], rejected["row"]) == (2, "b", 1)
 
 
 def test_a_folder_of_something_else_is_not_written_to(tmp_path: Path, rows: Path) -> None:
@@ -214,7 +236,8 @@ def test_merged_runs_are_sorted_and_whole(runs: list[list[tuple[int, int]]], at_
         rows += numbered
         high, low, number = zip(*numbered, strict=True)
         sorter.add(pa.table({
-            "high": pa.array(high, pa.uint64()), "low": pa.array(low, pa.uint64()), "row": pa.array(number, pa.int64()),
+            ORDER[0]: pa.array(high, pa.uint64()), ORDER[1]: pa.array(low, pa.uint64()),
+            "row": pa.array(number, pa.int64()),
         }))  # fmt: skip
     merged = [tuple(row.values()) for table in sorter.merged(at_once) for row in table.to_pylist()]
     sorter.close()

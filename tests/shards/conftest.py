@@ -48,9 +48,9 @@ def jpeg(number: int) -> bytes:
     return out.getvalue()
 
 
-def write_shards(folder: Folder, rows_of: Sequence[int], *, fails_every: int = 0) -> Folder:
-    """Write raw shards with so many rows each; every `fails_every`-th row is no success."""
-    for shard, rows in enumerate(rows_of):
+def write_shards(folder: Folder, rows_of: Sequence[int], *, fails_every: int = 0, first: int = 0) -> Folder:
+    """Write raw shards, numbered from `first`, with so many rows each; every `fails_every`-th row is no success."""
+    for shard, rows in enumerate(rows_of, first):
         with writing(folder, shard_name(shard), sidecar_schema(PASSTHROUGH), {}) as writer:
             for row in range(rows):
                 fails = bool(fails_every) and row % fails_every == 1
@@ -88,7 +88,7 @@ def own_shards(tmp_path: Path) -> Folder:
     return folder
 
 
-def deduplicated(url: str, rows_of: Sequence[int], removed: Removed) -> Folder:
+def deduplicated(url: str, rows_of: Sequence[int], removed: Removed, first: int = 0) -> Folder:
     """A corpus whose raw/ and dedup/ are done: what repack starts from."""
     corpus = Folder(url)
     corpus.write_json("corpus.json", {"format": 1, "stages": {}})
@@ -96,8 +96,8 @@ def deduplicated(url: str, rows_of: Sequence[int], removed: Removed) -> Folder:
     manifest.begin(PLAN, Config())
     manifest.finish(PLAN, {})
     manifest.begin(RAW, Config())
-    write_shards(corpus / RAW, rows_of, fails_every=5)
-    manifest.finish(RAW, {})
+    write_shards(corpus / RAW, rows_of, fails_every=5, first=first)
+    manifest.finish(RAW, {"shards": len(rows_of)})
     manifest.begin(DEDUP, Config())
     out = io.BytesIO()
     columns = {
@@ -113,7 +113,7 @@ def deduplicated(url: str, rows_of: Sequence[int], removed: Removed) -> Folder:
 
 
 @pytest.fixture(scope="session")
-def deduplicated_corpus() -> Callable[[str, Sequence[int], Removed], Folder]:
+def deduplicated_corpus() -> Callable[..., Folder]:
     """Make a corpus that repack can start from, at a URL."""
     return deduplicated
 

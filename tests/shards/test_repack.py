@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,22 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
+import shards
 from infra.cluster import ClusterConfig
 from infra.errors import RunError, UserError
 from infra.lock import exclusive
 from infra.storage import Folder
+from shards import index
 from shards.layout import FINAL, RAW, STATS_SUFFIX, sample_key
 from shards.manifest import Manifest
 from shards.order import Order
 from shards.repack import RepackConfig, repack
+from shards.repair import repair
 from shards.stream import ShardStream
 from shards.verify import verify
 
 ROOT = Path(__file__).parents[2]
-MakeCorpus = Callable[[str, Sequence[int], Sequence[tuple[str, str]]], Folder]
+MakeCorpus = Callable[..., Folder]
 ROWS = [60, 45, 1, 90]
 REMOVED = [(sample_key(0, 0), "exact"), (sample_key(3, 89), "exact"), (sample_key(1, 2), "perceptual")]
 CONFIG = RepackConfig(samples_per_shard=40, seed=3)
@@ -120,6 +123,63 @@ def test_only_what_is_missing_is_done_again(corpus: Folder, local_ray: ClusterCo
     repack(corpus.url, CONFIG, local_ray)
     assert digests(final) == before
     assert Path(final.path("00000.tar")).stat().st_mtime_ns == untouched
+
+
+def test_a_shard_that_has_gone_is_noticed_and_made_again(corpus: Folder, local_ray: ClusterConfig) -> None:
+    totals = repack(corpus.url, CONFIG, local_ray)
+    final = corpus / FINAL
+    before = digests(final)
+    final.delete("00001" + STATS_SUFFIX)
+    assert repack(corpus.url, CONFIG, local_ray) == totals
+    assert digests(final) == before
+    final.delete("index.parquet")
+    assert repack(corpus.url, CONFIG, local_ray) == totals
+    assert digests(final) == before
+
+
+def test_a_damaged_shard_is_dropped_and_made_again(corpus: Folder, local_ray: ClusterConfig) -> None:
+    totals = repack(corpus.url, CONFIG, local_ray)
+    final = corpus / FINAL
+    before = digests(final)
+    Path(final.path("00002.tar")).write_bytes(final.read("00002.tar")[:-700])
+    assert any("`pairmill repack" in line for line in repair(verify(final)))
+    assert not final.exists("00002.tar")
+    assert verify(final).faults == []
+    manifest = Manifest.existing(corpus)
+    assert not manifest.is_done(FINAL)
+    assert manifest.totals(FINAL) == {}
+    assert repack(corpus.url, CONFIG, local_ray) == totals
+    assert digests(final) == before
+
+
+def test_nothing_is_repacked_from_less_than_was_ingested(corpus: Folder, local_ray: ClusterConfig) -> None:
+    repack(corpus.url, CONFIG, local_ray)
+    before = digests(corpus / FINAL)
+    for lost in (RAW, FINAL):
+        (corpus / lost).delete("00001" + STATS_SUFFIX)
+    with pytest.raises(RunError, match="1 of 4 shards have gone; `pairmill ingest` makes them again"):
+        repack(corpus.url, CONFIG, local_ray)
+    assert before.items() > digests(corpus / FINAL).items()
+
+
+def test_numbers_beyond_five_digits_keep_their_order(
+    tmp_path: Path, deduplicated_corpus: MakeCorpus, local_ray: ClusterConfig
+) -> None:
+    removed = [(sample_key(99_999, 2), "exact"), (sample_key(100_000, 3), "exact")]
+    corpus = deduplicated_corpus(str(tmp_path / "corpus"), [7, 9, 8], removed, first=99_998)
+    raw = corpus / RAW
+    built = index.build(raw)
+    assert [shard.name for shard in built.shards] == ["99998", "99999", "100000"]
+    index.save(raw, built)
+    assert verify(raw).faults == []
+    samples = shards.open(raw.url)
+    assert samples.number("1000000000") == built.shards[2].first_sample
+    keys = [sample["__key__"] for sample in samples]
+    assert keys == sorted(keys, key=int) != sorted(keys)
+    totals = repack(corpus.url, CONFIG, local_ray)
+    assert totals["by_reason"] == {"duplicate_exact": 2}
+    sidecar = pq.read_table(io.BytesIO((corpus / FINAL).read("00000.parquet")))
+    assert sorted(map(int, sidecar["source_key"].to_pylist())) == sorted({*map(int, keys)} - {999990002, 1000000003})
 
 
 def test_the_users_mistakes(
