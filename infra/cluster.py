@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,8 @@ from infra.config import Config, knob
 from infra.errors import NoSpaceError, RunError, UserError
 from infra.logs import log
 
+REACH_S = 5.0
+"""Seconds that a cluster may take to open its port, one that starts at the same time as we do for instance."""
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -63,6 +67,7 @@ def session(config: ClusterConfig) -> Iterator[int]:
     }
     address = config.address or os.environ.get("RAY_ADDRESS")
     if address:
+        _check_reachable(address)
         options["address"] = address
         if config.ship_source:
             options["runtime_env"] = {
@@ -84,6 +89,25 @@ def session(config: ClusterConfig) -> Iterator[int]:
         yield _cores()
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Wait until something listens at `HOST:PORT`, for a moment; Ray itself would wait for a minute and more."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    until = time.monotonic() + REACH_S
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise RunError(
+                    f"Ray cluster {address}: cannot be reached: {error.strerror or error}; "
+                    "start it with `ray start --head`, or name another address"
+                ) from None
+        time.sleep(0.2)
 
 
 def _cores() -> int:

@@ -160,7 +160,9 @@ def shard_workers() -> list[psutil.Process]:
 
 def test_the_web_goes_away_for_a_moment(planned: Path, config: IngestConfig, web: SampleWeb) -> None:
     expected = undisturbed(planned, config, web)
-    patient = config.fetch.model_copy(update={"retries": 6, "backoff_s": 0.3, "backoff_cap_s": 2.0})
+    patient = config.fetch.model_copy(
+        update={"retries": 6, "retry_budget": 6.0, "backoff_s": 0.3, "backoff_cap_s": 2.0}
+    )
     web.pause(1.0)
     worker = ShardWorker(str(planned), config.model_copy(update={"fetch": patient}))
     try:
