@@ -76,6 +76,7 @@ class SampleServer:
 
     async def start(self) -> None:
         """Binds every host; `base_urls` is right afterwards. Raises PortTakenError."""
+        await asyncio.to_thread(wire.gzip_bomb)  # takes a while: not while the first client waits
         app = web.Application(middlewares=[self._count])
         app.router.add_get("/robots.txt", self._robots)
         app.router.add_get("/control/log", self._log)
@@ -253,7 +254,8 @@ async def _chunks_cut_short(request: web.Request) -> web.StreamResponse:
 async def _longer_than_announced(request: web.Request) -> web.StreamResponse:
     picture = _picture(request)
     announced = {**_described(picture), "Content-Length": str(len(picture.body) // 2)}
-    return await wire.send(request, wire.once(wire.head(announced), picture.body))
+    # In one piece: what a client makes of it shall not depend on how the pieces arrive.
+    return await wire.send(request, wire.once(wire.head(announced) + picture.body))
 
 
 async def _never_ending(request: web.Request) -> web.StreamResponse:
