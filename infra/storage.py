@@ -7,6 +7,7 @@ import io
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -203,6 +204,13 @@ class Folder:
         if PurePosixPath(name).is_absolute() or ".." in parts or "\x00" in name or "\\" in name:
             raise UserError(f"{name!r}: a file name may not leave its folder")
         return f"{root.rstrip('/')}/{'/'.join(parts)}"
+
+
+def storage_failures() -> tuple[type[Exception], ...]:
+    """Return what a storage raises when it cannot be reached or does not let us in; for an `except` clause."""
+    # botocore's errors are no OSError; where it has not been imported none of them is under way.
+    botocore = sys.modules.get("botocore.exceptions")
+    return (OSError,) if botocore is None else (OSError, botocore.BotoCoreError, botocore.ClientError)
 
 
 @contextmanager

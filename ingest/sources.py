@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from infra.config import nearest
 from infra.errors import UserError
 from infra.logs import log
+from infra.storage import storage_failures
 
 ROWS_PER_BATCH = 16_384
 CSV_BLOCK_BYTES = 8 * 2**20
@@ -68,6 +69,15 @@ def find_sources(urls: str) -> list[Source]:
         fs, path = fsspec.core.url_to_fs(urls)
     except (ValueError, ImportError, TypeError) as error:
         raise UserError(f"{urls}: this storage cannot be opened: {error}") from None
+    try:
+        paths = _paths(fs, path, urls)
+    except storage_failures() as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{urls}: cannot be reached: {what}; see to its address and to your credentials") from None
+    return [_source(fs, name) for name in sorted(paths)]
+
+
+def _paths(fs: Any, path: str, urls: str) -> list[str]:
     if any(sign in path for sign in "*?["):
         paths = [name for name in fs.glob(path) if not fs.isdir(name)]
         if not paths:
@@ -80,7 +90,7 @@ def find_sources(urls: str) -> list[Source]:
         paths = [path]
     else:
         raise UserError(f"{urls}: no such file")
-    return [_source(fs, name) for name in sorted(paths)]
+    return paths
 
 
 def read_rows(sources: Sequence[Source], columns: Columns) -> Iterator[pa.RecordBatch]:

@@ -20,6 +20,7 @@ from dedup.config import DedupConfig
 from infra import logs
 from infra.cluster import ClusterConfig
 from infra.errors import RunError, UserError
+from infra.storage import storage_failures
 from ingest.config import IngestConfig, PlanConfig
 from pairmill import pipeline, show
 from shards.repack import RepackConfig
@@ -243,6 +244,8 @@ def main(arguments: list[str] | None = None) -> None:
         if error.filename is None:
             raise
         leave(1, f"{error.filename}: {error.strerror}; mend that and run the same command again")
+    except storage_failures() as error:
+        leave(1, f"the storage failed: {type(error).__name__}: {error}; the same command goes on once it is there")
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one has nothing more to stop
         leave(1, "interrupted; run the same command again to go on from here")

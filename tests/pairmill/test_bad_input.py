@@ -81,6 +81,16 @@ def test_a_pattern_that_no_file_matches(tmp_path: Path, mistake: Mistake) -> Non
     assert "*.parquet: no file matches" in mistake("plan", tmp_path / "corpus", "--urls", tmp_path / "*.parquet")
 
 
+def test_a_storage_out_of_reach(tmp_path: Path, mistake: Mistake, pairmill: Run) -> None:
+    url = "http://127.0.0.1:9/rows.csv"
+    assert f"{url}: cannot be reached" in mistake("plan", tmp_path / "corpus", "--urls", url)
+    nameless = ("env", "-u", "AWS_ACCESS_KEY_ID", "-u", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED=true")
+    done = pairmill("status", "s3://no-bucket-of-ours/corpus", prefix=nameless)
+    assert done.returncode == 1
+    assert done.stderr.startswith("pairmill: the storage failed: NoCredentialsError")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_training_recipe_with_an_unknown_key_or_option(recipe: Recipe, mistake: Mistake) -> None:
     line = mistake("train", recipe(more="[evaluate]\nsuit = 'x'\n"))
     assert "run.toml: unknown key 'evaluate.suit' (did you mean 'suite'?)" in line
