@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 console = Console()
@@ -77,7 +78,9 @@ def verify(result: dict[str, Any]) -> None:
         console.print(f"[yellow]repaired[/] {line}", highlight=False)
     console.print(f"{result['folder']}: {_number(result['shards'])} shards, {_number(result['samples'])} samples")
     for fault in result["faults"]:
-        console.print(f"[red]fault[/] {fault}", highlight=False)
+        where = " ".join(filter(None, (fault["shard"], fault["key"]))) or "the folder"
+        # soft_wrap: a line of its own for every fault, for those who look for one with grep; escaped: names are data.
+        console.print(f"[red]fault[/] {escape(where)}: {escape(fault['what'])} ({fault['kind']})", soft_wrap=True)
     if not result["faults"]:
         console.print("[green]no fault")
 
