@@ -90,6 +90,17 @@ def test_crops_stay_inside() -> None:
         assert (right - left) * (lower - upper) <= 0.91 * 2400
 
 
+def test_a_margin_is_white_and_part_of_what_is_cropped(make_config: MakeConfig) -> None:
+    """Whole crops of framed pictures have a white rim; the same without a margin have not."""
+    whole = {"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0]}
+    framed = take(reader(make_config(augment={**whole, "margin": 0.5})), 1)[0].images
+    plain = take(reader(make_config(augment=whole)), 1)[0].images
+    rim = framed.clone()
+    rim[:, :, 3:-3, 3:-3] = 255
+    assert (rim == 255).all()
+    assert not torch.equal(framed, plain)
+
+
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_batches_do_not_depend_on_world_size_or_threads(make_config: MakeConfig, world_size: int) -> None:
     """The ranks' parts, put together, are one process' batches to the bit, over the end of an epoch."""
