@@ -150,6 +150,12 @@ class ImageConfig(Config):
         ge=1,
         description="a picture whose long side is more than this many times its short one is dropped",
     )
+    max_area: int | None = Field(None, ge=1, description="a picture of a larger area is dropped, in pixels")
+    faces_col: str | None = Field(
+        None,
+        description="name of the column with boxes to blur: lists of [left, top, right, bottom], each a share (0 to 1) "
+        "of the picture's width or height",
+    )
     max_pixels: int = Field(
         64_000_000,
         ge=1,
@@ -170,8 +176,13 @@ class IngestConfig(Config):
 
     fetch: FetchConfig = Field(FetchConfig(), description="how the web is asked")
     image: ImageConfig = Field(ImageConfig(), description="what becomes of a body")
+    engine: Literal["native", "img2dataset"] = Field(
+        "native", description="what fetches and resizes: native, or img2dataset's own downloader (extra `img2dataset`)"
+    )
     workers: int | None = knob(None, "worker processes; one a core of the cluster by default", ge=1)
-    decode_threads: int = knob(1, "threads that decode pictures in one worker", ge=1)
+    decoders: int = knob(1, "processes that decode pictures for one worker", ge=1)
+    decode_s: float = knob(30.0, "longest time for one picture in a decoder, in seconds", gt=0)
+    decoder_bytes: int = knob(2 * 2**30, "memory one decoder may take for its data, in bytes", ge=256 * 2**20)
     shards_at_once: int = knob(
         2, "shards one worker has in hand; the second fills the gaps the first one's slow hosts leave", ge=1
     )
@@ -179,5 +190,11 @@ class IngestConfig(Config):
         128 * 2**20,
         "bodies waiting to be decoded in one worker, in bytes; beyond it no request is sent",
         ge=1,
+    )
+    shard_deadline_s: float | None = knob(
+        None,
+        "longest time for one shard, in seconds; rows that are left then end as `not_attempted`, which "
+        "`--retry-failed` takes up; no bound by default",
+        gt=0,
     )
     failed_parts: int = knob(8, "parts that may fail one after another before the stage stops and says why", ge=1)

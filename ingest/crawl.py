@@ -28,6 +28,7 @@ class Fetched:
     final_url: str | None = None
     content_type: str | None = None
     attempts: int = 0
+    transient: bool = False
     opt_out: str | None = None
     original_width: int | None = None
     original_height: int | None = None
@@ -41,6 +42,20 @@ class Errand:
     deliver: Callable[[int, Fetched], None]
     retries_left: int
     abandoned: bool = False
+    open: dict[int, Visit] = field(default_factory=dict)
+
+    def cut(self, why: str) -> None:
+        """End all rows that are still under way, as `not_attempted`; what comes of them later is ignored."""
+        for visit in list(self.open.values()):
+            cut = Fetched(None, Status.FAILED_TO_DOWNLOAD, Reason.NOT_ATTEMPTED, why, transient=True)
+            cut.attempts = visit.attempts
+            self.end(visit, cut)
+        self.abandoned = True
+
+    def end(self, visit: Visit, fetched: Fetched) -> None:
+        """Deliver what became of a row; of a row that has ended already, nothing."""
+        if self.open.pop(visit.index, None) is not None:
+            self.deliver(visit.index, fetched)
 
 
 @dataclass(slots=True)
@@ -78,6 +93,8 @@ class Crawler:
 
     def send(self, visit: Visit) -> None:
         """Put a URL in its host's queue; its errand gets the result, in any order."""
+        if not visit.seen:
+            visit.errand.open[visit.index] = visit
         host = host_of(visit.url)
         if host is None:
             self._finish(visit, Fetched(None, Status.FAILED_TO_DOWNLOAD, Reason.BAD_URL, "not an http URL"))
@@ -114,7 +131,8 @@ class Crawler:
         if lost is not None:
             reason, detail = lost
             failed = Status.FAILED_TO_DOWNLOAD
-            self._finish(visit, Fetched(None, failed, Reason(reason), f"host given up after: {detail}"))
+            given_up = Fetched(None, failed, Reason(reason), f"host given up after: {detail}", transient=True)
+            self._finish(visit, given_up)
             return
         try:
             barred = await self._barred(host, visit)
@@ -177,7 +195,7 @@ class Crawler:
             visit,
             Fetched(
                 None, miss.status, miss.reason, miss.detail, miss.http_status,
-                content_type=miss.content_type, opt_out=miss.opt_out,
+                content_type=miss.content_type, transient=miss.transient, opt_out=miss.opt_out,
                 original_width=refusal.original_width if refusal else None,
                 original_height=refusal.original_height if refusal else None,
             ),
@@ -199,4 +217,4 @@ class Crawler:
             fetched.final_url = visit.url
         fetched.attempts = visit.attempts
         fetched.seconds = time.monotonic() - visit.started if visit.started else 0.0
-        visit.errand.deliver(visit.index, fetched)
+        visit.errand.end(visit, fetched)

@@ -10,6 +10,7 @@ from shards.layout import Reason, Status
 STATUS_OF = {
     Reason.TOO_MANY_PIXELS: Status.FAILED_TO_RESIZE,
     Reason.TOO_SMALL: Status.FILTERED,
+    Reason.TOO_LARGE_AREA: Status.FILTERED,
     Reason.ASPECT: Status.FILTERED,
 }
 """The reasons that a header alone can give, and the status each leads to."""
@@ -33,6 +34,8 @@ def size_reason(width: int, height: int, config: ImageConfig) -> Reason:
         return Reason.TOO_MANY_PIXELS
     if min(width, height) < config.min_side:
         return Reason.TOO_SMALL
+    if config.max_area is not None and width * height > config.max_area:
+        return Reason.TOO_LARGE_AREA
     if config.max_aspect is not None and max(width / height, height / width) > config.max_aspect:
         return Reason.ASPECT
     return Reason.NONE

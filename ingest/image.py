@@ -6,6 +6,7 @@ import functools
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from ingest.blur import Box, blurred
 from ingest.config import ImageConfig
 from ingest.geometry import STATUS_OF, Geometry, geometry, size_reason
 from shards.layout import Reason, Status
@@ -73,8 +75,11 @@ class Refusal:
     original_height: int | None = None
 
 
-def process(body: bytes, config: ImageConfig) -> Picture | Refusal:
-    """Turn the body of an answer into a picture of the corpus, or say why not. Never raises for what is in it."""
+def process(body: bytes, config: ImageConfig, boxes: Sequence[Box] = ()) -> Picture | Refusal:
+    """Turn the body of an answer into a picture of the corpus, or say why not. Never raises for what is in it.
+
+    What lies in `boxes` is blurred.
+    """
     try:
         image = Image.open(io.BytesIO(body), formats=FORMATS)
     except UnidentifiedImageError:
@@ -85,7 +90,7 @@ def process(body: bytes, config: ImageConfig) -> Picture | Refusal:
         return _broken(error)
     with image:
         try:
-            return _process(image, body, config)
+            return _process(image, body, config, boxes)
         except BROKEN as error:
             return _broken(error)
 
@@ -104,13 +109,13 @@ def refusal_by_header(start: bytes, config: ImageConfig) -> Refusal | None:
         return None
 
 
-def _process(image: Image.Image, body: bytes, config: ImageConfig) -> Picture | Refusal:
+def _process(image: Image.Image, body: bytes, config: ImageConfig, boxes: Sequence[Box]) -> Picture | Refusal:
     width, height = _oriented_size(image)
     refusal = _refused_size(width, height, config)
     if refusal is not None:
         return refusal
     target = geometry(width, height, config)
-    if config.skip_reencode and _may_stay(image, target, config):
+    if config.skip_reencode and not boxes and _may_stay(image, target, config):
         image.load()
         return _picture(image.convert("RGB"), body, (width, height), config)
     image.draft(None, _drafted(image, target))
@@ -120,7 +125,7 @@ def _process(image: Image.Image, body: bytes, config: ImageConfig) -> Picture | 
     size = (target.height, target.width) if orientation in _TURNED else (target.width, target.height)
     pixels = _resized(pixels, size)
     pixels = _to_rgb(pixels, icc, config.background_rgb)
-    pixels = _upright(pixels, orientation)
+    pixels = blurred(_upright(pixels, orientation), boxes)
     pixels = _on_canvas(pixels, target.canvas, config.background_rgb)
     return _picture(pixels, None, (width, height), config)
 

@@ -1,14 +1,12 @@
-"""One worker process: an event loop for the network, threads that decode, a writer for each shard in hand."""
+"""One worker: an event loop for the network, processes that decode, a writer thread for each shard in hand."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import queue
 import threading
 import time
-import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,10 +18,10 @@ import uvloop
 
 from infra.errors import RunError
 from infra.storage import Folder
-from ingest.config import ImageConfig, IngestConfig
+from ingest.config import IngestConfig
 from ingest.crawl import Crawler, Errand, Fetched, Visit
-from ingest.geometry import STATUS_OF
-from ingest.image import Picture, process, refusal_by_header
+from ingest.decoding import Decoders
+from ingest.image import refusal_by_header
 from ingest.reorder import RowOrder
 from ingest.tally import Tally
 from shards.layout import PLAN, RAW, Status, part_name, shard_name, sidecar_schema
@@ -33,6 +31,10 @@ LARGE_BYTES = 2**20
 """A body from this size on is judged by its header even when all that counts is the number of pixels."""
 FILTERED_BYTES = 32 * 1024
 """The same, when small or long pictures are filtered as well."""
+
+
+NEVER_S = 10 * 365 * 86400.0
+"""The deadline of a shard that has none, in seconds."""
 
 
 class AbandonedError(Exception):
@@ -64,16 +66,15 @@ class ShardWorker:
     """Makes shards out of plan parts. `run` may be called from several threads at once, for as many shards.
 
     All shards in hand share one crawler, so that the slow hosts at the end of one leave no gap. Pictures are
-    decoded in `decode_threads` threads, since Pillow lets go of the interpreter lock; each shard has a thread
-    that writes, since a store may make it wait.
+    decoded in processes of their own, so that none can take the worker with it; each shard has a thread that
+    writes, since a store may make it wait.
     """
 
     def __init__(self, corpus: str, config: IngestConfig, workers: int = 1) -> None:
         """`workers` is how many workers share the bounds that hold for the whole run."""
-        warnings.filterwarnings("ignore", module="PIL")  # damaged pictures are counted, not told one by one
         self._config = config
         self._plan, self._raw = Folder(corpus) / PLAN, Folder(corpus) / RAW
-        self._decoders = ThreadPoolExecutor(config.decode_threads, "decode")
+        self._decoders = Decoders(config)
         self._writers = ThreadPoolExecutor(config.shards_at_once, "write")
         self._buffered = 0
         self._buffer_lock = threading.Lock()
@@ -97,7 +98,7 @@ class ShardWorker:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        self._decoders.shutdown(cancel_futures=True)
+        self._decoders.close()
         self._writers.shutdown(cancel_futures=True)
 
     async def _start(self, workers: int) -> Crawler:
@@ -127,6 +128,7 @@ class ShardWorker:
         writing_it: asyncio.Future[Any] = asyncio.wrap_future(self._writers.submit(self._write, shard), loop=self._loop)
         for index, row in enumerate(shard.rows):
             self._crawler.send(Visit(errand, index, row["url"], row["key"]))
+        deadline = self._loop.call_later(self._config.shard_deadline_s or NEVER_S, self._cut, errand)
         try:
             await asyncio.wait((writing_it, self._crawler.broken), return_when=asyncio.FIRST_COMPLETED)
             if self._crawler.broken.done() and not writing_it.done():
@@ -134,26 +136,45 @@ class ShardWorker:
             made: dict[str, Any] = await writing_it
             return made
         finally:
+            deadline.cancel()
             errand.abandoned = True
             if not writing_it.done():
                 shard.ended.put(AbandonedError())
                 await asyncio.wait((writing_it,))
 
+    def _cut(self, errand: Errand) -> None:
+        errand.cut(f"not done when the shard's deadline of {self._config.shard_deadline_s:g} s came")
+
     def _fetched(self, shard: _Shard, index: int, fetched: Fetched) -> None:
         """Take a result off the crawler: a body goes to the decoders, anything else is at its end."""
+        row = shard.rows[index]
         if fetched.body is None:
-            shard.ended.put(_Ended(index, _row_without_picture(shard.rows[index], fetched), None, fetched, 0.0))
+            shard.ended.put(_Ended(index, _row_without_picture(row, fetched), None, fetched, 0.0))
             return
         self._hold(len(fetched.body))
-        task = self._decoders.submit(self._decode, shard, index, fetched, fetched.body)
-        task.add_done_callback(functools.partial(_pass_on_error, shard))
+        boxes = row[self._config.image.faces_col] if self._config.image.faces_col else None
+        task = self._decoders.submit(fetched.body, boxes)
+        task.add_done_callback(functools.partial(self._decoded, shard, index, fetched, time.monotonic()))
 
-    def _decode(self, shard: _Shard, index: int, fetched: Fetched, body: bytes) -> None:
-        started = time.monotonic()
-        row, picture = _row_with_body(shard.rows[index], fetched, body, self._config.image)
-        ended = _Ended(index, row, picture, fetched, time.monotonic() - started)
-        self._hold((len(picture) if picture else 0) - len(body))
-        shard.ended.put(ended)
+    def _decoded(
+        self,
+        shard: _Shard,
+        index: int,
+        fetched: Fetched,
+        submitted: float,
+        task: Future[tuple[dict[str, Any], bytes | None]],
+    ) -> None:
+        """Take a picture off the decoders, to the shard's writer."""
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            shard.ended.put(error)
+            return
+        facts, picture = task.result()
+        row = _row_without_picture(shard.rows[index], fetched) | facts
+        self._hold((len(picture) if picture else 0) - len(fetched.body or b""))
+        shard.ended.put(_Ended(index, row, picture, fetched, time.monotonic() - submitted))
 
     def _write(self, shard: _Shard) -> dict[str, Any]:
         extension = self._config.image.format
@@ -192,12 +213,6 @@ class ShardWorker:
             self._loop.call_soon_threadsafe(self._crawler.room.set)
 
 
-def _pass_on_error(shard: _Shard, task: Future[None]) -> None:
-    error = task.exception()
-    if error is not None:
-        shard.ended.put(error)
-
-
 def _row_without_picture(row: dict[str, Any], fetched: Fetched) -> dict[str, Any]:
     attempted = fetched.attempts > 0
     return row | {
@@ -208,35 +223,9 @@ def _row_without_picture(row: dict[str, Any], fetched: Fetched) -> dict[str, Any
         "final_url": fetched.final_url,
         "content_type": fetched.content_type,
         "attempts": fetched.attempts,
+        "transient": fetched.transient if fetched.status == Status.FAILED_TO_DOWNLOAD else None,
         "fetched_at": datetime.now(UTC) if attempted else None,
         "opt_out": fetched.opt_out,
         "original_width": fetched.original_width,
         "original_height": fetched.original_height,
     }
-
-
-def _row_with_body(
-    row: dict[str, Any], fetched: Fetched, body: bytes, config: ImageConfig
-) -> tuple[dict[str, Any], bytes | None]:
-    """Return the row as it goes to the sidecar, and its picture if it has one."""
-    result = process(body, config)
-    facts = _row_without_picture(row, fetched) | {
-        "original_width": result.original_width,
-        "original_height": result.original_height,
-    }
-    if not isinstance(result, Picture):
-        facts |= {"status": result.status.value, "reason": result.reason.value, "detail": result.detail}
-        if result.reason not in STATUS_OF:  # those may be refused before their body is whole
-            facts |= {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
-        return facts, None
-    facts |= {
-        "status": Status.SUCCESS.value,
-        "reason": "",
-        "bytes": len(body),
-        "sha256": hashlib.sha256(body).hexdigest(),
-        "phash": result.phash,
-        "phash_quality": result.phash_quality,
-        "width": result.width,
-        "height": result.height,
-    }
-    return facts, result.data

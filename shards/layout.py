@@ -50,14 +50,19 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     TRUNCATED_BODY = "truncated_body"
     CONNECTION_RESET = "connection_reset"
+    NOT_ATTEMPTED = "not_attempted"
     # the rights holder's word
     ROBOTS_TXT = "robots_txt"
     OPT_OUT = "opt_out"
     # the picture
     NOT_AN_IMAGE = "not_an_image"
     DECODE_ERROR = "decode_error"
+    DECODER_CRASH = "decoder_crash"
+    DECODE_TIMEOUT = "decode_timeout"
+    BAD_BOXES = "bad_boxes"
     TOO_MANY_PIXELS = "too_many_pixels"
     TOO_SMALL = "too_small"
+    TOO_LARGE_AREA = "too_large_area"
     ASPECT = "aspect"
     # the caption, and the plan
     CAPTION_EMPTY = "caption_empty"
@@ -84,6 +89,7 @@ SIDECAR = pa.schema(
         pa.field("content_type", pa.string()),
         pa.field("bytes", pa.int64()),  # of the body, after content decoding
         pa.field("attempts", pa.int16()),
+        pa.field("transient", pa.bool_()),  # a failure that a later try may mend; null for what did not fail
         pa.field("fetched_at", pa.timestamp("ms", tz="UTC")),
         pa.field("sha256", pa.string()),  # hex, of the body
         pa.field("phash", pa.string()),  # PDQ, 64 hex characters
