@@ -71,5 +71,7 @@ def blurred(pixels: Image.Image, boxes: Sequence[Box]) -> Image.Image:
         corners = (left * width - grown, top * height - grown, right * width + grown - 1, bottom * height + grown - 1)
         draw.rectangle([round(corner) for corner in corners], fill=255)
         longest = max(longest, side)
-    blur = ImageFilter.GaussianBlur(max(1.0, SIGMA * longest))
-    return Image.composite(pixels.filter(blur), pixels, mask.filter(blur))
+    sigma = max(1.0, SIGMA * longest)
+    # The edge is softened by less than the inside, else a small box beside a large one would shine through.
+    soft = mask.filter(ImageFilter.GaussianBlur(sigma / 3))
+    return Image.composite(pixels.filter(ImageFilter.GaussianBlur(sigma)), pixels, soft)

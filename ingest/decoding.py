@@ -19,6 +19,8 @@ from ingest.decoder import receive, send
 from shards.layout import Reason, Status
 
 STARTS_IN_S = 60.0
+STARTS = 3
+"""Tries to start a decoder: the system may kill one that has only begun."""
 _PIPE_BYTES = 2**20
 _SET_PIPE_SIZE = getattr(fcntl, "F_SETPIPE_SZ", None)
 
@@ -100,6 +102,13 @@ class _Decoder:
             self._process = None
 
     def _start(self) -> subprocess.Popen[bytes]:
+        for _ in range(STARTS):
+            if self._started():
+                assert self._process is not None
+                return self._process
+        raise RunError("the decoder process (python -m ingest.decoder) does not start; run it by hand")
+
+    def _started(self) -> bool:
         # `sys.path` goes along: a source tree that Ray brought lies where only this process looks.
         paths = os.pathsep.join(path for path in sys.path if path)
         environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -115,8 +124,8 @@ class _Decoder:
             receive(_stream(process.stdout))
         except (EOFError, OSError):
             self._kill()
-            raise RunError("the decoder process (python -m ingest.decoder) does not start; run it by hand") from None
-        return process
+            return False
+        return True
 
     def _ended(self) -> str:
         """Return how the process ended, in words."""

@@ -13,18 +13,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import uvloop
 
-from infra.errors import RunError
 from infra.storage import Folder
 from ingest.config import IngestConfig
 from ingest.crawl import Crawler, Errand, Fetched, Visit
 from ingest.decoding import Decoders
 from ingest.image import refusal_by_header
 from ingest.reorder import RowOrder
+from ingest.retry import EARLIER_REASON, EARLIER_STATUS, read_part, superseded, taken_over
 from ingest.tally import Tally
-from shards.layout import PLAN, RAW, Status, part_name, shard_name, sidecar_schema
+from shards.layout import RAW, Reason, Status, shard_name, sidecar_schema
 from shards.writer import writing
 
 LARGE_BYTES = 2**20
@@ -59,6 +58,8 @@ class _Shard:
     number: int
     rows: list[dict[str, Any]]
     schema: pa.Schema
+    supersedes: dict[str, Any]
+    elsewhere: dict[str, tuple[str, str]]
     ended: queue.SimpleQueue[_Ended | BaseException] = field(default_factory=queue.SimpleQueue)
 
 
@@ -73,7 +74,7 @@ class ShardWorker:
     def __init__(self, corpus: str, config: IngestConfig, workers: int = 1) -> None:
         """`workers` is how many workers share the bounds that hold for the whole run."""
         self._config = config
-        self._plan, self._raw = Folder(corpus) / PLAN, Folder(corpus) / RAW
+        self._corpus, self._raw = Folder(corpus), Folder(corpus) / RAW
         self._decoders = Decoders(config)
         self._writers = ThreadPoolExecutor(config.shards_at_once, "write")
         self._buffered = 0
@@ -108,17 +109,14 @@ class ShardWorker:
         return Crawler(self._config.fetch, workers, judge, FILTERED_BYTES if filters else LARGE_BYTES)
 
     def _read(self, part: int) -> _Shard:
-        name = part_name(part)
-        try:
-            with self._plan.open(name) as stream:
-                table = pq.read_table(stream)
-            others = pa.schema([one for one in table.schema if one.name not in ("key", "url", "caption")])
-            return _Shard(part, table.to_pylist(), sidecar_schema(others))
-        except FileNotFoundError:
-            raise RunError(f"{self._plan.path(name)}: is missing; plan the corpus anew") from None
-        except (OSError, pa.ArrowException) as error:
-            what = " ".join(str(error).split())[:200]
-            raise RunError(f"{self._plan.path(name)}: damaged, cannot be read as parquet: {what}; plan anew") from None
+        table = read_part(self._corpus, part)
+        supersedes = {}
+        if EARLIER_STATUS in table.column_names:
+            supersedes = superseded(table)
+            table = table.drop_columns([EARLIER_STATUS, EARLIER_REASON])
+        others = pa.schema([one for one in table.schema if one.name not in ("key", "url", "caption")])
+        elsewhere = taken_over(self._corpus, part)
+        return _Shard(part, table.to_pylist(), sidecar_schema(others), supersedes, elsewhere)
 
     async def _make(self, shard: _Shard) -> dict[str, Any]:
         errand = Errand(
@@ -127,7 +125,12 @@ class ShardWorker:
         )
         writing_it: asyncio.Future[Any] = asyncio.wrap_future(self._writers.submit(self._write, shard), loop=self._loop)
         for index, row in enumerate(shard.rows):
-            self._crawler.send(Visit(errand, index, row["url"], row["key"]))
+            earlier = shard.elsewhere.get(row["key"])
+            if earlier is None:
+                self._crawler.send(Visit(errand, index, row["url"], row["key"]))
+            else:
+                status, reason = Status(earlier[0]), Reason(earlier[1])
+                self._fetched(shard, index, Fetched(None, status, reason, "tried again in another shard"))
         deadline = self._loop.call_later(self._config.shard_deadline_s or NEVER_S, self._cut, errand)
         try:
             await asyncio.wait((writing_it, self._crawler.broken), return_when=asyncio.FIRST_COMPLETED)
@@ -195,7 +198,7 @@ class ShardWorker:
                         writer.add(row, picture, extension)
                     tally.flush(self._crawler.in_flight)
                 tally.flush(self._crawler.in_flight, now=True)
-                more |= tally.stats()
+                more |= tally.stats() | ({"supersedes": shard.supersedes} if shard.supersedes else {})
                 written = writer.stats()
         finally:
             order.close()

@@ -88,12 +88,16 @@ def ingest(
     *,
     config: File = None,
     options: Annotated[IngestConfig, Flat] = IngestConfig(),
+    retry_failed: Annotated[
+        bool, Parameter(negative=(), help="then try the rows again that failed and may do better, into new shards")
+    ] = False,
     cluster: ClusterConfig = ClusterConfig(),
     json: Json = False,
 ) -> None:
     """Download, filter and resize the plan's rows into raw shards, on Ray."""
     settings = pipeline.stage_config(config, "ingest", options)
-    emit(pipeline.ingest(corpus, settings, pipeline.stage_config(config, "cluster", cluster)), json, show.stage)
+    where = pipeline.stage_config(config, "cluster", cluster)
+    emit(pipeline.ingest(corpus, settings, where, retry_failed=retry_failed), json, show.stage)
 
 
 @app.command

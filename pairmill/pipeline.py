@@ -53,11 +53,11 @@ def plan(corpus: str, config: PlanConfig) -> dict[str, Any]:
     return {"stage": "plan", **run_plan(corpus, config)}
 
 
-def ingest(corpus: str, config: IngestConfig, cluster: ClusterConfig) -> dict[str, Any]:
-    """Plan parts to raw shards."""
+def ingest(corpus: str, config: IngestConfig, cluster: ClusterConfig, *, retry_failed: bool = False) -> dict[str, Any]:
+    """Plan parts to raw shards; with `retry_failed`, then once more what failed and may do better."""
     from ingest.run import ingest as run_ingest
 
-    return {"stage": "ingest", **run_ingest(corpus, config, cluster)}
+    return {"stage": "ingest", **run_ingest(corpus, config, cluster, retry_failed=retry_failed)}
 
 
 def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from collections import Counter
 from typing import Any
 
 from infra.storage import Folder
-from ingest.run import busy_seconds
+from ingest.retry import passes
+from ingest.totals import read_commits, summed
 from pairmill import show
-from shards.layout import PLAN, RAW, STATS_SUFFIX
+from shards.layout import PLAN, RAW
 from shards.manifest import STAGES, Manifest
+from shards.writer import committed
 
 WATCH_EVERY_S = 2.0
 HOSTS_SHOWN = 20
@@ -29,27 +31,26 @@ def status(corpus: str) -> dict[str, Any]:
     folder = Folder(corpus)
     manifest = Manifest.existing(folder)
     raw = folder / RAW
-    commits = [raw.read_json(name) for name in raw.names(STATS_SUFFIX)]
+    commits = read_commits(raw, committed(raw))
     parts = [name for name in (folder / PLAN).names(".parquet") if name.startswith("part-")]
-    statuses, reasons, hosts = Counter[str](), Counter[str](), Counter[str]()
+    total = len(parts) + sum(one.parts for one in passes(folder))
+    sums, hosts = summed(commits), Counter[str]()
     for commit in commits:
-        statuses.update(commit["by_status"])
-        reasons.update(commit["by_reason"])
         for host, failures in commit.get("by_host", {}).items():
             hosts[host] += sum(failures.values()) if isinstance(failures, dict) else failures
-    seconds = busy_seconds((commit["start_time"], commit["end_time"]) for commit in commits if "end_time" in commit)
-    rate = sum(statuses.values()) / seconds if seconds else 0.0
-    left = len(parts) - len(commits)
+    handled = sum(commit["count"] for commit in commits)
+    rate = handled / sums["seconds"] if sums["seconds"] else 0.0
+    left = total - len(commits)
     return {
-        "rows": sum(statuses.values()),
-        "by_status": dict(statuses),
-        "by_reason": dict(reasons.most_common()),
+        "rows": sums["rows_in"],
+        "by_status": sums["by_status"],
+        "by_reason": dict(Counter(sums["by_reason"]).most_common()),
         "by_host": dict(hosts.most_common(HOSTS_SHOWN)),
         "shards_done": len(commits),
-        "shards_total": len(parts),
-        "images_per_s": statuses["success"] / seconds if seconds else 0.0,
-        "bytes": sum(commit.get("bytes", 0) for commit in commits),
-        "eta_s": left * sum(statuses.values()) / len(commits) / rate if commits and rate else None,
+        "shards_total": total,
+        "images_per_s": sums["images_per_s"],
+        "bytes": sums["bytes"],
+        "eta_s": left * handled / len(commits) / rate if commits and rate else None,
         "stages": {stage: {"done": manifest.is_done(stage), "totals": manifest.totals(stage)} for stage in STAGES},
     }
 

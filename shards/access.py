@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from infra.storage import Folder
 from shards import sample
 from shards.index import load_or_scan
-from shards.layout import Status
+from shards.layout import RETRY, Status
 from shards.reads import PATIENCE_S, Reader
 
 
@@ -56,13 +56,18 @@ class Samples:
 
     def number(self, key: str) -> int:
         """Return the number of the sample with this key. Raises KeyError."""
+        # A key of this format begins with its shard's name, unless its row was tried again, in a later shard;
+        # other folders are searched through.
+        likely: list[int] = []
+        others: list[int] = []
         for place, shard in enumerate(self.index.shards):
-            # A key of this format begins with its shard's name; other folders are searched through.
-            if shard.sidecar_bytes is not None and not key.startswith(shard.name):
-                continue
+            is_likely = shard.sidecar_bytes is None or key.startswith(shard.name)
+            (likely if is_likely else others).append(place)
+        has_retries = self.folder.exists(RETRY)
+        for place in (*likely, *(reversed(others) if has_retries else ())):
             at = self._keys_of(place).get(key)
             if at is not None:
-                return shard.first_sample + at
+                return self.index.shards[place].first_sample + at
         raise KeyError(f"{self.folder.url}: no sample has the key {key!r}")
 
     def _keys_of(self, place: int) -> dict[str, int]:

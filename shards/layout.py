@@ -18,6 +18,8 @@ INDEX = "index.parquet"
 REMOVED = "removed.parquet"
 STATS_SUFFIX = "_stats.json"
 SIGNATURES = "signatures"
+RETRY = "retry"
+"""Folder in raw/ with the parts of rows that were tried again."""
 ROW, SOURCE_KEY = "row", "source_key"
 """Columns that the plan and repack add to the input's own."""
 KEY_ROW_DIGITS = 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from infra.errors import RunError
 from infra.storage import Folder
-from shards.layout import DEDUP, MAX_ROWS_PER_SHARD, RAW, REMOVED, Status, sample_key
+from shards.layout import DEDUP, RAW, REMOVED, Status
 
 REMOVED_REASON_PREFIX = "duplicate_"
 
@@ -56,8 +57,8 @@ def select(corpus: Folder, shard: str, table: pa.Table | None = None) -> Kept:
     """
     table = sidecar(corpus, shard) if table is None else table
     rows = np.flatnonzero(pc.equal(table["status"], Status.SUCCESS).to_numpy(zero_copy_only=False))
-    methods = _removed_of(corpus, shard)
     keys = table["key"].take(pa.array(rows)).to_pylist()
+    methods = _removed_of(corpus, keys)
     gone = np.array([key in methods for key in keys], dtype=bool)
     removed: dict[str, int] = {}
     for key in keys:
@@ -76,10 +77,12 @@ def removed_count(corpus: Folder) -> int:
         return int(pq.ParquetFile(stream).metadata.num_rows)
 
 
-def _removed_of(corpus: Folder, shard: str) -> dict[str, str]:
-    """Return method by key for one shard's removed keys; row groups that cannot hold any are not read."""
-    first, last = sample_key(int(shard), 0), sample_key(int(shard), MAX_ROWS_PER_SHARD - 1)
+def _removed_of(corpus: Folder, keys: Sequence[str]) -> dict[str, str]:
+    """Return method by key for those of `keys` that are removed; row groups that cannot hold any are not read."""
     methods: dict[str, str] = {}
+    if not keys:
+        return methods
+    wanted, first, last = pa.array(keys, pa.string()), min(keys), max(keys)
     with _removed_list(corpus) as stream:
         file = pq.ParquetFile(stream)
         column = file.schema_arrow.get_field_index("key")
@@ -88,8 +91,7 @@ def _removed_of(corpus: Folder, shard: str) -> dict[str, str]:
             if known is not None and known.has_min_max and (known.max < first or known.min > last):
                 continue
             table = file.read_row_group(group, columns=["key", "method"])
-            keys = table["key"]
-            table = table.filter(pc.and_(pc.greater_equal(keys, first), pc.less_equal(keys, last)))
+            table = table.filter(pc.is_in(table["key"], wanted))
             methods.update(zip(table["key"].to_pylist(), table["method"].to_pylist(), strict=True))
     return methods
 

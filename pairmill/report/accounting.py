@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from infra.storage import Folder
+from ingest.totals import read_commits, summed
 from pairmill import show
-from shards.layout import DEDUP, FINAL, PLAN, RAW, STATS_SUFFIX, Reason, Status
+from shards.layout import DEDUP, FINAL, PLAN, RAW, Reason, Status
 from shards.manifest import Manifest
+from shards.writer import committed
 
 TITLES = {
     PLAN: ("Plan", "captions and addresses looked at, repeated addresses dropped"),
@@ -125,17 +126,9 @@ def _line(name: str, count: int, rows_in: int, tone: str, is_status: bool) -> Li
 
 def _so_far(folder: Folder, manifest: Manifest) -> list[Stage]:
     raw = folder / RAW
-    commits = [raw.read_json(name) for name in raw.names(STATS_SUFFIX)]
+    commits = read_commits(raw, committed(raw))
     if not commits:
         return []
-    statuses, reasons = Counter[str](), Counter[str]()
-    for commit in commits:
-        statuses.update(commit["by_status"])
-        reasons.update(commit["by_reason"])
-    totals = {
-        "rows_in": sum(commit["count"] for commit in commits),
-        "by_status": dict(sorted(statuses.items())),
-        "by_reason": dict(sorted(reasons.items())),
-    }
+    totals = summed(commits)
     parts = manifest.totals(PLAN).get("parts", "?")
     return [stage(RAW, totals, f"{len(commits):,} of {parts} shards so far")]

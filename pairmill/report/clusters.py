@@ -14,7 +14,7 @@ from infra.storage import Folder
 from pairmill.report.pictures import Album, Picture
 from pairmill.report.rows import SEED, Source
 from pairmill.report.wording import address, plain
-from shards.layout import DEDUP, RAW, REMOVED, key_address, shard_name
+from shards.layout import DEDUP, RAW, REMOVED, RETRY, key_address, part_number, shard_name
 
 LARGEST, FARTHEST, CHANCE = 6, 4, 4
 """Clusters shown: the largest, those whose pictures lie farthest apart, and some by chance."""
@@ -112,8 +112,21 @@ def _members(raw: Source, keys: Sequence[str], album: Album) -> dict[str, Member
     rows: dict[str, tuple[str, dict[str, Any]]] = {}
     for shard, numbers in _by_shard(keys):
         found = raw.rows_at(f"{shard}.parquet", numbers, _COLUMNS)
-        rows.update({row["key"]: (shard, row) for row in found.values()})
+        rows.update({row["key"]: (shard, row) for row in found.values() if row.get("image_bytes")})
+    rows |= _tried_again(raw, [key for key in keys if key not in rows])
     return {key: _member(raw, *rows[key], album) if key in rows else _unknown(key) for key in keys}
+
+
+def _tried_again(raw: Source, keys: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return those of `keys` that a later pass over failed rows made samples of, in shards of other names."""
+    shards = [part_number(name) for name in (raw.folder / RETRY).names(".parquet")] if keys else []
+    wanted, rows = pa.array(keys, pa.string()), {}
+    for shard in map(shard_name, shards):
+        for table in raw.tables(f"{shard}.parquet", _COLUMNS, pieces=1 << 30):
+            for row in table.filter(pc.is_in(table["key"], wanted)).to_pylist():
+                if row.get("image_bytes"):
+                    rows[row["key"]] = (shard, row)
+    return rows
 
 
 def _by_shard(keys: Sequence[str]) -> Iterator[tuple[str, list[int]]]:

@@ -21,7 +21,8 @@ from infra.lock import exclusive
 from infra.storage import Folder
 from ingest.config import ImageConfig, IngestConfig, PlanConfig
 from ingest.plan import plan
-from ingest.run import busy_seconds, ingest
+from ingest.run import ingest
+from ingest.totals import busy_seconds
 from ingest.worker import ShardWorker
 from pairmill.sample_web import archive
 from pairmill.sample_web.process import SampleWeb
