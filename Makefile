@@ -7,7 +7,7 @@ OUT    ?= quickstart-out
 JOBS   ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: install install-dev system-packages quickstart test test-fast lint format bench clean
+.PHONY: install install-dev system-packages quickstart test test-fast test-webdataset-1 lint format bench clean
 
 install: $(VENV)/.installed            ## Pairmill and what it needs to run, S3 included
 
@@ -40,6 +40,13 @@ test: install-dev system-packages      ## the whole test suite
 
 test-fast: install-dev                 ## without the long ones
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'not slow' $(PYTEST_ARGS)
+
+# img2dataset holds webdataset below 0.3 in the tests' environment; what reads through it is tested with 1.x too.
+test-webdataset-1: install-dev         ## the stream's tests under webdataset 1.x
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(VENV)/webdataset-1 webdataset==1.0.2
+	PYTHONPATH=$(VENV)/webdataset-1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/shards \
+		tests/train/test_batches.py $(PYTEST_ARGS)
 
 lint: install-dev                      ## style, types, floors
 	$(BIN)/ruff check .

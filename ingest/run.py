@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import closing
+from importlib.util import find_spec
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -47,6 +48,7 @@ def ingest(corpus: str, config: IngestConfig, cluster: ClusterConfig, *, retry_f
         manifest = Manifest.existing(folder)
         _check_contact(manifest, config)
         _check_faces(folder, config)
+        _check_engine(config)
         manifest.begin(RAW, config)
         is_within_a_pass = bool(passes(folder)) and not manifest.still_done(RAW, _names(folder, manifest))
         totals = _complete(folder, manifest, config, cluster)
@@ -134,6 +136,11 @@ def _run_parts(folder: Folder, config: IngestConfig, cluster: ClusterConfig, tod
                 failed = _watch(outcomes, config.failed_parts, meter)
     if failed:
         raise RunError(_failure(folder, failed, len(todo)))
+
+
+def _check_engine(config: IngestConfig) -> None:
+    if config.engine == "img2dataset" and find_spec("img2dataset") is None:
+        raise UserError("engine img2dataset: the package is not there; install it with the extra `img2dataset`")
 
 
 def _worker_class(config: IngestConfig) -> type[Any]:

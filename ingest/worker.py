@@ -9,21 +9,21 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow as pa
 import uvloop
 
 from infra.storage import Folder
+from ingest import part as parts
 from ingest.config import IngestConfig
 from ingest.crawl import Crawler, Errand, Fetched, Visit
 from ingest.decoding import Decoders
 from ingest.image import refusal_by_header
+from ingest.part import Part
 from ingest.reorder import RowOrder
-from ingest.retry import EARLIER_REASON, EARLIER_STATUS, read_part, superseded, taken_over
+from ingest.sidecar import row_without_picture
 from ingest.tally import Tally
-from shards.layout import RAW, Reason, Status, shard_name, sidecar_schema
+from shards.layout import RAW, Reason, Status, shard_name
 from shards.writer import writing
 
 LARGE_BYTES = 2**20
@@ -53,13 +53,9 @@ class _Ended:
 
 @dataclass
 class _Shard:
-    """One shard in hand: its input rows, and the queue that its writer reads."""
+    """One shard in hand: its part, and the queue that its writer reads."""
 
-    number: int
-    rows: list[dict[str, Any]]
-    schema: pa.Schema
-    supersedes: dict[str, Any]
-    elsewhere: dict[str, tuple[str, str]]
+    part: Part
     ended: queue.SimpleQueue[_Ended | BaseException] = field(default_factory=queue.SimpleQueue)
 
 
@@ -90,7 +86,7 @@ class ShardWorker:
         Raises:
             RunError: the part is damaged, or the disk is full. No trace of the shard is left.
         """
-        shard = self._read(part)
+        shard = _Shard(parts.read(self._corpus, part))
         return asyncio.run_coroutine_threadsafe(self._make(shard), self._loop).result()
 
     def close(self) -> None:
@@ -108,24 +104,14 @@ class ShardWorker:
         filters = image.min_side > 1 or image.max_aspect is not None
         return Crawler(self._config.fetch, workers, judge, FILTERED_BYTES if filters else LARGE_BYTES)
 
-    def _read(self, part: int) -> _Shard:
-        table = read_part(self._corpus, part)
-        supersedes = {}
-        if EARLIER_STATUS in table.column_names:
-            supersedes = superseded(table)
-            table = table.drop_columns([EARLIER_STATUS, EARLIER_REASON])
-        others = pa.schema([one for one in table.schema if one.name not in ("key", "url", "caption")])
-        elsewhere = taken_over(self._corpus, part)
-        return _Shard(part, table.to_pylist(), sidecar_schema(others), supersedes, elsewhere)
-
     async def _make(self, shard: _Shard) -> dict[str, Any]:
         errand = Errand(
             functools.partial(self._fetched, shard),
-            int(self._config.fetch.retry_budget * len(shard.rows)),
+            int(self._config.fetch.retry_budget * len(shard.part.rows)),
         )
         writing_it: asyncio.Future[Any] = asyncio.wrap_future(self._writers.submit(self._write, shard), loop=self._loop)
-        for index, row in enumerate(shard.rows):
-            earlier = shard.elsewhere.get(row["key"])
+        for index, row in enumerate(shard.part.rows):
+            earlier = shard.part.elsewhere.get(row["key"])
             if earlier is None:
                 self._crawler.send(Visit(errand, index, row["url"], row["key"]))
             else:
@@ -150,9 +136,9 @@ class ShardWorker:
 
     def _fetched(self, shard: _Shard, index: int, fetched: Fetched) -> None:
         """Take a result off the crawler: a body goes to the decoders, anything else is at its end."""
-        row = shard.rows[index]
+        row = shard.part.rows[index]
         if fetched.body is None:
-            shard.ended.put(_Ended(index, _row_without_picture(row, fetched), None, fetched, 0.0))
+            shard.ended.put(_Ended(index, row_without_picture(row, fetched), None, fetched, 0.0))
             return
         self._hold(len(fetched.body))
         boxes = row[self._config.image.faces_col] if self._config.image.faces_col else None
@@ -175,7 +161,7 @@ class ShardWorker:
             shard.ended.put(error)
             return
         facts, picture = task.result()
-        row = _row_without_picture(shard.rows[index], fetched) | facts
+        row = row_without_picture(shard.part.rows[index], fetched) | facts
         self._hold((len(picture) if picture else 0) - len(fetched.body or b""))
         shard.ended.put(_Ended(index, row, picture, fetched, time.monotonic() - submitted))
 
@@ -186,8 +172,8 @@ class ShardWorker:
         more: dict[str, Any] = {}
         written: dict[str, Any] = {}
         try:
-            with writing(self._raw, shard_name(shard.number), shard.schema, more) as writer:
-                for _ in shard.rows:
+            with writing(self._raw, shard_name(shard.part.number), shard.part.schema, more) as writer:
+                for _ in shard.part.rows:
                     ended = shard.ended.get()
                     if isinstance(ended, BaseException):
                         raise ended
@@ -198,7 +184,7 @@ class ShardWorker:
                         writer.add(row, picture, extension)
                     tally.flush(self._crawler.in_flight)
                 tally.flush(self._crawler.in_flight, now=True)
-                more |= tally.stats() | ({"supersedes": shard.supersedes} if shard.supersedes else {})
+                more |= tally.stats() | ({"supersedes": shard.part.supersedes} if shard.part.supersedes else {})
                 written = writer.stats()
         finally:
             order.close()
@@ -214,21 +200,3 @@ class ShardWorker:
             self._loop.call_soon_threadsafe(self._crawler.room.clear)
         elif after <= limit < before:
             self._loop.call_soon_threadsafe(self._crawler.room.set)
-
-
-def _row_without_picture(row: dict[str, Any], fetched: Fetched) -> dict[str, Any]:
-    attempted = fetched.attempts > 0
-    return row | {
-        "status": fetched.status.value,
-        "reason": fetched.reason.value,
-        "detail": fetched.detail,
-        "http_status": fetched.http_status,
-        "final_url": fetched.final_url,
-        "content_type": fetched.content_type,
-        "attempts": fetched.attempts,
-        "transient": fetched.transient if fetched.status == Status.FAILED_TO_DOWNLOAD else None,
-        "fetched_at": datetime.now(UTC) if attempted else None,
-        "opt_out": fetched.opt_out,
-        "original_width": fetched.original_width,
-        "original_height": fetched.original_height,
-    }

@@ -1,0 +1,38 @@
+"""One part of the plan, or of a pass over failed rows, as the maker of its shard needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from infra.storage import Folder
+from ingest.retry import EARLIER_REASON, EARLIER_STATUS, read_part, superseded, taken_over
+from shards.layout import sidecar_schema
+
+
+@dataclass(frozen=True)
+class Part:
+    """Input rows in their order, and the schema of the sidecar to be.
+
+    `supersedes` are the counts of what these rows ended as before, empty for a part of the plan. `elsewhere` are
+    rows, by key, that a later pass has taken up, with the (status, reason) they had in this part's first shard.
+    """
+
+    number: int
+    rows: list[dict[str, Any]]
+    schema: pa.Schema
+    supersedes: dict[str, Any]
+    elsewhere: dict[str, tuple[str, str]]
+
+
+def read(corpus: Folder, number: int) -> Part:
+    """Read part `number`. Raises RunError if it is missing or damaged."""
+    table = read_part(corpus, number)
+    supersedes: dict[str, Any] = {}
+    if EARLIER_STATUS in table.column_names:
+        supersedes = superseded(table)
+        table = table.drop_columns([EARLIER_STATUS, EARLIER_REASON])
+    others = pa.schema([one for one in table.schema if one.name not in ("key", "url", "caption")])
+    return Part(number, table.to_pylist(), sidecar_schema(others), supersedes, taken_over(corpus, number))
