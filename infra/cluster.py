@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -76,12 +79,16 @@ def session(config: ClusterConfig) -> Iterator[int]:
             }
     else:
         options |= {
+            "address": "local",  # and not one that happens to run here
             "num_cpus": config.cpus or os.cpu_count(),
             "object_store_memory": config.object_store_bytes,
             "include_dashboard": False,
         }
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
+        if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in the place of the command line's
     except Exception as error:  # a start that fails is a bare Exception of Ray's
         what = "cannot be reached" if address else "does not start"
         raise RunError(f"Ray cluster {address or '(local)'}: {what}: {' '.join(str(error).split())}") from error
@@ -140,10 +147,18 @@ class _Attempt(Generic[TaskT]):
 
 @dataclass
 class _Seat(Generic[TaskT]):
-    """One actor of the pool and the attempts it has in hand, oldest first."""
+    """One actor of the pool and the attempts it has in hand, oldest first.
+
+    It gets none before it has started: after the loss of a node the cluster may have no room for it.
+    """
 
     actor: Any
+    starting: Any = None
     pending: dict[Any, _Attempt[TaskT]] = field(default_factory=dict)
+
+    def occupy(self, actor: Any) -> None:
+        """Put a new actor in this place."""
+        self.actor, self.starting = actor, actor.__ray_ready__.remote()
 
 
 def run_bounded(
@@ -166,48 +181,58 @@ def run_bounded(
     again: deque[_Attempt[TaskT]] = deque()
     seats: list[_Seat[TaskT]] = []
 
-    def next_attempt() -> _Attempt[TaskT] | None:
-        if again:
-            return again.popleft()
-        for task in waiting:
-            return _Attempt(task, retries)
-        return None
+    def are_left() -> bool:
+        if not again:
+            again.extend(_Attempt(task, retries) for task in itertools.islice(waiting, 1))
+        return bool(again)
 
     def fill(seat: _Seat[TaskT]) -> None:
         while len(seat.pending) <= ahead and not any(attempt.alone for attempt in seat.pending.values()):
-            attempt = next_attempt()
-            if attempt is None:
+            if seat.starting is not None or not are_left() or (again[0].alone and seat.pending):
                 return
-            if attempt.alone and seat.pending:
-                again.appendleft(attempt)
-                return
+            attempt = again.popleft()
             seat.pending[seat.actor.run.remote(attempt.task)] = attempt
 
     try:
-        for _ in range(workers):
-            attempt = next_attempt()
-            if attempt is None:
-                break
-            again.appendleft(attempt)
-            seat: _Seat[TaskT] = _Seat(make_actor())
+        for _ in range(workers if are_left() else 0):
+            seat: _Seat[TaskT] = _Seat(None)
+            seat.occupy(make_actor())
             seats.append(seat)
-            fill(seat)
-        while any(seat.pending for seat in seats):
-            by_ref = {ref: seat for seat in seats for ref in seat.pending}
-            ready, _ = ray.wait(list(by_ref), num_returns=1)
-            for ref in ready:
-                seat = by_ref[ref]
-                if ref not in seat.pending:
-                    continue
-                outcomes = _collect(seat, ref, again, make_actor)
-                for other in seats:
-                    fill(other)
-                yield from outcomes
+        while any(seat.pending for seat in seats) or are_left():
+            by_ref = {
+                ref: seat for seat in seats for ref in (seat.pending if seat.starting is None else [seat.starting])
+            }
+            (ref,), _ = ray.wait(list(by_ref), num_returns=1)
+            seat = by_ref[ref]
+            started = seat.starting is not None
+            outcomes = _started(seat, again, make_actor) if started else _collect(seat, ref, again, make_actor)
+            for other in seats:
+                fill(other)
+            yield from outcomes
     finally:
         # After the session's end its actors are gone, and to ask Ray for anything would start another one.
         for seat in seats if ray.is_initialized() else []:
             with contextlib.suppress(RayError):
                 ray.kill(seat.actor)
+
+
+def _started(seat: _Seat[TaskT], again: deque[_Attempt[TaskT]], make_actor: Callable[[], Any]) -> list[Outcome[TaskT]]:
+    """Take note that a seat's actor has started; if it did not, the next task loses a try."""
+    try:
+        ray.get(seat.starting)
+        seat.starting = None
+        return []
+    except (RayActorError, RayTaskError) as error:
+        why = " ".join(str(error).split())[-500:]
+    seat.occupy(make_actor())
+    if not again:
+        return []
+    attempt = again.popleft()
+    if attempt.left > 0:
+        log.warning("a worker did not start; trying again (%d left)", attempt.left)
+        again.appendleft(_Attempt(attempt.task, attempt.left - 1, attempt.alone))
+        return []
+    return [Outcome(attempt.task, error=f"its worker does not start: {why}")]
 
 
 def _collect(
@@ -248,7 +273,7 @@ def _reseat(
         except RayActorError:
             unfinished.append(attempt)
     seat.pending.clear()
-    seat.actor = make_actor()
+    seat.occupy(make_actor())
     for running in unfinished[:1]:
         if running.left > 0:
             log.warning("a worker died at work on %s; trying it again (%d left)", running.task, running.left)

@@ -7,20 +7,31 @@ import io
 import json
 import os
 import secrets
+import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from infra.errors import NoSpaceError, RunError, UserError
+from infra.logs import log
 
 TEMPORARY_PREFIX = ".tmp-"
 """Start of the name of every file that is still being written on a local disk."""
+HELD_BYTES = 8 * 2**20
+"""What is held in memory of a file on its way to an object store; more waits in a file without a name."""
+UPLOAD_BYTES = 2**20
+OUTAGE_S = 300.0
+"""How long an object store may be away while something is to be written, in seconds."""
+_REFUSALS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+"""What no waiting mends."""
 
 
 class Folder:
@@ -120,8 +131,9 @@ class Folder:
     def create(self, name: str) -> Iterator[IO[bytes]]:
         """Open a file for writing that appears under `name` only when the block ends without an error.
 
-        Locally: a temporary name, fsync, rename. On an object store: one put or a completed multipart
-        upload; an error aborts the upload.
+        Locally: a temporary name, fsync, rename. On an object store: kept aside (on disk beyond `HELD_BYTES`)
+        until the block ends, then one put or a completed multipart upload, tried again while the store is away
+        for no longer than `OUTAGE_S`.
 
         Raises:
             NoSpaceError: the disk or the quota is full, or the file larger than one may be.
@@ -184,9 +196,16 @@ class Folder:
             yield held
             self.fs.pipe_file(target, held.getvalue())
             return
+        with tempfile.SpooledTemporaryFile(HELD_BYTES) as aside:  # no name: a killed process leaves nothing
+            content = cast("IO[bytes]", aside)
+            yield content
+            _patiently(f"{self.url}: cannot be written to", lambda: self._upload(target, content))
+
+    def _upload(self, target: str, content: IO[bytes]) -> None:
+        content.seek(0)
         stream = self.fs.open(target, "wb")
         try:
-            yield stream
+            shutil.copyfileobj(content, stream, UPLOAD_BYTES)
         except BaseException:
             stream.discard()
             stream.closed = True  # closing would upload the torn part
@@ -211,6 +230,24 @@ def storage_failures() -> tuple[type[Exception], ...]:
     # botocore's errors are no OSError; where it has not been imported none of them is under way.
     botocore = sys.modules.get("botocore.exceptions")
     return (OSError,) if botocore is None else (OSError, botocore.BotoCoreError, botocore.ClientError)
+
+
+def _patiently(trouble: str, act: Callable[[], None]) -> None:
+    """Do something with a storage, again and again while it fails as one does that is away for a while."""
+    until, pause = time.monotonic() + OUTAGE_S, 0.5
+    while True:
+        try:
+            act()
+            return
+        except _REFUSALS:
+            raise
+        except storage_failures() as error:
+            if time.monotonic() + pause > until or getattr(error, "errno", None) in _NO_SPACE:
+                raise
+            what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            log.warning("%s: %s; trying again for %d s", trouble, what, until - time.monotonic())
+            time.sleep(pause)
+            pause = min(2 * pause, 10.0)
 
 
 @contextmanager

@@ -70,8 +70,10 @@ class FetchConfig(Config):
     )
     retry_budget: float = knob(1.0, "retries a shard may spend, as a multiple of its rows", ge=0)
     breaker_failures: int = knob(20, "failures to reach a host in a row after which it rests", ge=1)
-    breaker_rest_s: float = knob(10.0, "how long such a host and its rows rest, in seconds", ge=0)
-    breaker_rests: int = knob(2, "rests after which the rows of a host that stays away are given up", ge=0)
+    breaker_rest_s: float = knob(
+        5.0, "how long such a host and its rows rest at first, doubled each time, in seconds", ge=0
+    )
+    breaker_rests: int = knob(3, "rests after which the rows of a host that stays away are given up", ge=0)
     max_wire_bytes: int = Field(20 * 2**20, ge=1, description="largest body as sent, in bytes")
     max_body_bytes: int = Field(40 * 2**20, ge=1, description="largest body once decompressed, in bytes")
     max_redirects: int = Field(5, ge=0, description="redirects followed for one URL")

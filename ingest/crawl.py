@@ -181,14 +181,20 @@ class Crawler:
         if miss.reached:
             self._queues.reached(host)
         else:
-            self._queues.missed(host, miss.reason, miss.detail)
-        pause = self._pause_s(visit, miss)
+            self._queues.missed(host, visit.name, miss.reason, miss.detail)
+        if not miss.reached and self._queues.is_away(host):
+            self._queues.put(host.name, visit)  # it costs no try: the host is at fault, and its rests are counted
+            return
+        pause = self._pause_s(host, visit, miss)
         if pause is not None:
             if miss.http_status in (429, 503):
                 self._queues.pause(host, pause)
             visit.errand.retries_left -= 1
             visit.attempts += 1
             self._queues.put(host.name, visit, pause)
+            return
+        if miss.transient and not miss.reached and self._queues.rests_instead(host):
+            self._queues.put(host.name, visit)
             return
         refusal = miss.refusal
         self._finish(
@@ -201,10 +207,15 @@ class Crawler:
             ),
         )  # fmt: skip
 
-    def _pause_s(self, visit: Visit, miss: Miss) -> float | None:
-        """Return how long to wait before the next try, in seconds; None when there is none."""
+    def _pause_s(self, host: Host[Visit], visit: Visit, miss: Miss) -> float | None:
+        """Return how long to wait before the next try, in seconds; None when there is none.
+
+        A host that hangs and never answered gets one more try: most are dead, and would hold the shard's end.
+        """
         config = self._config
-        if not miss.transient or visit.attempts > config.retries or visit.errand.retries_left <= 0:
+        hangs = miss.reason == Reason.TIMEOUT and not host.has_answered
+        retries = min(1, config.retries) if hangs else config.retries
+        if not miss.transient or visit.attempts > retries or visit.errand.retries_left <= 0:
             return None
         if miss.retry_after_s is not None and miss.retry_after_s > config.retry_after_cap_s:
             return None

@@ -10,11 +10,16 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from ingest.config import FetchConfig
+from shards.layout import Reason
 
 ItemT = TypeVar("ItemT")
 MAX_IDLE_HOSTS = 20_000
-GIVEN_UP_RESTS = 10
-"""How many rests long a host is given up before it is tried again."""
+GIVEN_UP_RESTS = 20
+"""How many first rests long a host is given up before it is tried again."""
+STRANGER_SHARE = 4
+"""A host that hangs and never answered is given up after this part of `breaker_failures`, without a rest."""
+FEW_ROWS = 2
+"""Rows that must have failed one after another before a host that has answered rests for it."""
 TICK_S = 0.002
 """Times closer than this are the same; event loops ring by the millisecond."""
 
@@ -28,7 +33,9 @@ class Host(Generic[ItemT]):
     in_flight: int = 0
     next_at: float = 0.0
     delay_s: float = 0.0
+    has_answered: bool = False
     failures: int = 0  # to reach it, in a row
+    failed_rows: set[str] = field(default_factory=set)  # in that row of failures
     rests: int = 0
     resting_until: float = 0.0
     given_up_until: float = 0.0
@@ -98,24 +105,51 @@ class HostQueues(Generic[ItemT]):
     def reached(self, host: Host[ItemT]) -> None:
         """Note that the host answered."""
         host.failures = host.rests = 0
+        host.failed_rows.clear()
+        host.has_answered = True
 
-    def missed(self, host: Host[ItemT], reason: str, detail: str) -> None:
-        """Note that the host could not be reached.
+    def missed(self, host: Host[ItemT], row: str, reason: str, detail: str) -> None:
+        """Note that the host could not be reached for a row.
 
         After too many times in a row it rests, its rows with it, and is then tried by one request at a time;
-        after too many rests it is given up for a while, and its rows end as the last of them did.
+        each rest is twice as long as the one before. After too many it is given up for a while, and its rows end
+        as the last of them did. A host that hangs and never answered is given up at once, and sooner: each try
+        would take all the time that a request may.
         """
         host.failures += 1
+        host.failed_rows.add(row)
         host.last_failure = (reason, detail)
+        hangs = reason == Reason.TIMEOUT and not host.has_answered
+        patience = self._config.breaker_failures
+        if host.failures >= (-(-patience // STRANGER_SHARE) if hangs else patience):
+            self._rest(host, is_last=hangs)
+
+    def rests_instead(self, host: Host[ItemT]) -> bool:
+        """Let the host rest, when rows run out of tries though it answered before; tell whether it does.
+
+        One row that fails time and again is that row's affair, two of them without an answer in between are
+        the host's.
+        """
+        if not host.has_answered or len(host.failed_rows) < FEW_ROWS:
+            return False
+        self._rest(host)
+        return self.given_up(host) is None
+
+    def _rest(self, host: Host[ItemT], *, is_last: bool = False) -> None:
         now = self._loop.time()
-        if host.failures < self._config.breaker_failures or now < host.resting_until:
+        if now < host.resting_until:
             return
         host.rests += 1
-        if host.rests > self._config.breaker_rests:
+        if is_last or host.rests > self._config.breaker_rests:
             host.given_up_until = now + GIVEN_UP_RESTS * self._config.breaker_rest_s
         else:
-            host.resting_until = now + self._config.breaker_rest_s
-            self.pause(host, self._config.breaker_rest_s)
+            rest_s = self._config.breaker_rest_s * 2 ** (host.rests - 1)
+            host.resting_until = now + rest_s
+            self.pause(host, rest_s)
+
+    def is_away(self, host: Host[ItemT]) -> bool:
+        """Tell whether a host that has answered before is at rest, or being tried after a rest."""
+        return host.has_answered and host.rests > 0 and self.given_up(host) is None
 
     def given_up(self, host: Host[ItemT]) -> tuple[str, str] | None:
         """Return why a host is not asked at all at present, as (reason, detail); None if it is."""

@@ -26,6 +26,7 @@ NEAR: dict[str, Any] = {
     "backoff_s": 0.05,
     "backoff_cap_s": 0.5,
     "retry_after_cap_s": 3.0,
+    "breaker_rest_s": 0.5,
     "per_host_in_flight": 64,
     "per_host_per_s": 0.0,
     "max_wire_bytes": 2_000_000,

@@ -233,7 +233,7 @@ def test_a_dead_host_is_given_up_after_a_while(near: FetchConfig) -> None:
         config = near.model_copy(update={**changes, "robots": robots})
         found = crawl(config, [f"http://127.0.0.1:9/{number}.jpg" for number in range(30)])
         assert all((one.status, one.reason) == (DOWNLOAD, Reason.CONNECT) for one in found)
-        assert sum(one.attempts for one in found) == 5 + 2
+        assert sum(one.attempts for one in found) == 5 + config.breaker_rests
 
 
 def test_without_its_robots_txt_a_host_is_not_asked(web: SampleWeb, near: FetchConfig) -> None:
