@@ -12,6 +12,8 @@ import os
 import psutil
 from ray.util.metrics import Counter, Gauge, Histogram
 
+_MAX_LABELLED_HOSTS = 300
+_labelled_hosts: set[str] = set()
 SECONDS = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800]
 
 
@@ -40,8 +42,40 @@ def host_failures() -> Counter:
 
 
 @functools.cache
+def requests() -> Counter:
+    """Requests sent, by `outcome` (`body`, `redirect`, `miss`) and the `reason` of a miss."""
+    return Counter("pairmill_requests_total", "Requests sent", tag_keys=("outcome", "reason"))
+
+
+@functools.cache
+def host_paused_seconds() -> Counter:
+    """Seconds for which a `host` was let be, by `reason` (`rest` of the breaker, `retry_after`)."""
+    return Counter("pairmill_host_paused_seconds_total", "Seconds a host was let be", tag_keys=("host", "reason"))
+
+
+@functools.cache
+def throttled_hosts() -> Gauge:
+    """Hosts of a worker whose rows wait for their turn (bound on requests in flight, pace, pause), by `pid`."""
+    return Gauge("pairmill_throttled_hosts", "Hosts whose rows wait for their turn", tag_keys=("pid",))
+
+
+def host_label(host: str) -> str:
+    """Return the host as a label, or `other` once there are too many: a label's values must stay few."""
+    if host not in _labelled_hosts:
+        if len(_labelled_hosts) >= _MAX_LABELLED_HOSTS:
+            return "other"
+        _labelled_hosts.add(host)
+    return host
+
+
+@functools.cache
 def step_seconds() -> Histogram:
-    """Seconds spent in one step of a row's way (`fetch`, `image`)."""
+    """Seconds spent in one step of a row's way.
+
+    `resolve` (a lookup that no cache answered), `connect` (TLS included, and the lookup), `first_byte` (from the
+    request to the answer's headers, the connection included), `body`, `fetch` (all of it, pauses included),
+    `decode`, `write`.
+    """
     return Histogram("pairmill_row_step_seconds", "Seconds a row", boundaries=SECONDS, tag_keys=("step",))
 
 

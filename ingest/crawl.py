@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from infra import metrics
 from ingest.config import FetchConfig
 from ingest.consent import Robots
 from ingest.fetch import Body, Fetcher, Judge, Miss, Redirect, RobotsUnreachableError
@@ -101,6 +102,11 @@ class Crawler:
         else:
             self._queues.put(host, visit)
 
+    @property
+    def throttled(self) -> int:
+        """How many hosts have rows that wait for their turn."""
+        return self._queues.throttled()
+
     async def close(self) -> None:
         """Drop what is under way and close all connections."""
         for task in self._tasks:
@@ -145,6 +151,8 @@ class Crawler:
             return
         visit.attempts = visit.attempts or 1
         answer = await self._fetcher.ask(visit.url)
+        why = str(answer.reason) if isinstance(answer, Miss) else ""
+        metrics.requests().inc(1, tags={"outcome": type(answer).__name__.lower(), "reason": why})
         if isinstance(answer, Body):
             self._queues.reached(host)
             self._finish(
@@ -188,7 +196,7 @@ class Crawler:
         pause = self._pause_s(host, visit, miss)
         if pause is not None:
             if miss.http_status in (429, 503):
-                self._queues.pause(host, pause)
+                self._queues.pause(host, pause, "retry_after")
             visit.errand.retries_left -= 1
             visit.attempts += 1
             self._queues.put(host.name, visit, pause)

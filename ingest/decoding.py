@@ -10,9 +10,11 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
+from infra import metrics
 from infra.errors import RunError
 from ingest.config import IngestConfig
 from ingest.decoder import receive, send
@@ -54,6 +56,7 @@ class Decoders:
 
     def _decode(self, body: bytes, boxes: Any) -> tuple[dict[str, Any], bytes | None]:
         decoder = self._idle.get()
+        started = time.monotonic()
         try:
             for _ in range(2):
                 try:
@@ -63,6 +66,7 @@ class Decoders:
             return {"status": Status.FAILED_TO_RESIZE, "reason": lost.reason, "detail": str(lost)}, None
         finally:
             self._idle.put(decoder)
+            metrics.step_seconds().observe(time.monotonic() - started, tags={"step": "decode"})
 
 
 class _LostError(Exception):

@@ -10,12 +10,14 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urljoin
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from infra import metrics
 from infra.errors import UserError
 from ingest.addresses import literal_address
 from ingest.config import FetchConfig
@@ -116,6 +118,7 @@ class Fetcher:
             read_bufsize=_READ_BYTES,
             max_line_size=32 * 1024,
             max_field_size=32 * 1024,
+            trace_configs=[_connection_times()],
         )
 
     async def close(self) -> None:
@@ -126,9 +129,15 @@ class Fetcher:
         """Send one GET, without following a redirect. What can go wrong with it comes back as a `Miss`."""
         try:
             async with asyncio.timeout(self._config.total_s):
-                target = self._target(url)
+                target, clock = self._target(url), asyncio.get_running_loop().time
+                asked = clock()
                 async with self._session.get(target, allow_redirects=False) as response:
-                    return await self._take(url, response)
+                    answered = clock()
+                    metrics.step_seconds().observe(answered - asked, tags={"step": "first_byte"})
+                    taken = await self._take(url, response)
+                    if isinstance(taken, Body):
+                        metrics.step_seconds().observe(clock() - answered, tags={"step": "body"})
+                    return taken
         except _FAILURES as error:
             return _miss(error)
 
@@ -227,6 +236,22 @@ class Fetcher:
             if elapsed > config.slow_grace_s and wire < config.min_bytes_per_s * elapsed:
                 return _failed(Reason.TOO_SLOW, f"less than {config.min_bytes_per_s:g} bytes a second")
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _connection_times() -> aiohttp.TraceConfig:
+    """Return what tells the metrics how long each new connection took."""
+    trace = aiohttp.TraceConfig()
+
+    async def begun(_session: aiohttp.ClientSession, context: Any, _: aiohttp.TraceConnectionCreateStartParams) -> None:
+        context.begun = asyncio.get_running_loop().time()
+
+    async def made(_session: aiohttp.ClientSession, context: Any, _: aiohttp.TraceConnectionCreateEndParams) -> None:
+        taken_s = asyncio.get_running_loop().time() - context.begun
+        metrics.step_seconds().observe(taken_s, tags={"step": "connect"})
+
+    trace.on_connection_create_start.append(begun)
+    trace.on_connection_create_end.append(made)
+    return trace
 
 
 def tls_context(config: FetchConfig) -> ssl.SSLContext:

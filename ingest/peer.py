@@ -5,88 +5,85 @@ The oracle of parity, and the way back for its users. It is imported when a work
 
 from __future__ import annotations
 
-import re
-import socket
-import tempfile
+import hashlib
+import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+import time
+from contextlib import closing
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 
+from infra import metrics
 from infra.errors import UserError
-from infra.logs import log
 from infra.storage import Folder
 from ingest import part as parts
-from ingest.addresses import literal_address
 from ingest.blur import BadBoxesError, parse_boxes
 from ingest.config import IngestConfig
 from ingest.consent import RESERVATION
 from ingest.crawl import Fetched
+from ingest.opener import Asked, Opener
+from ingest.peer_words import verdict
 from ingest.reorder import RowOrder
 from ingest.sidecar import row_without_picture
 from ingest.tally import Tally
-from ingest.urls import host_of
 from shards.layout import RAW, Reason, Status, shard_name
-from shards.writer import writing
+from shards.writer import ShardWriter, writing
 
-INSTALL = "install it with `pip install 'pairmill[img2dataset]'`"
 MOST_THREADS = 256
 _PLACE, _BOXES = "__row__", "__boxes__"
-_VERDICTS = {
-    "image too small": (Status.FILTERED, Reason.TOO_SMALL),
-    "image area too large": (Status.FILTERED, Reason.TOO_LARGE_AREA),
-    "aspect ratio too large": (Status.FILTERED, Reason.ASPECT),
-    "Use of image disallowed by X-Robots-Tag directive": (Status.FILTERED, Reason.OPT_OUT),
-}
-_NETWORK = (
-    (re.compile(r"HTTP Error (\d{3})"), Reason.HTTP_STATUS, False),
-    (re.compile(r"redirect", re.IGNORECASE), Reason.TOO_MANY_REDIRECTS, False),
-    (re.compile(r"timed? ?out", re.IGNORECASE), Reason.TIMEOUT, True),
-    (re.compile(r"SSL|certificate", re.IGNORECASE), Reason.TLS, False),
-    (re.compile(r"Name or service|name resolution|nodename|getaddrinfo", re.IGNORECASE), Reason.DNS, False),
-    (re.compile(r"IncompleteRead"), Reason.TRUNCATED_BODY, True),
-    (re.compile(r"refused|unreachable|No route", re.IGNORECASE), Reason.CONNECT, True),
-    (re.compile(r"unknown url type|no host|control characters|nonnumeric port"), Reason.BAD_URL, False),
-)
-"""What the peer says of a failure: words, the reason they mean here, and whether another try may do better."""
+_NOT_KEPT_TO = {
+    "fetch": (
+        "per_host_in_flight", "per_host_per_s", "crawl_delay_cap_s", "min_bytes_per_s", "slow_grace_s", "backoff_s",
+        "backoff_cap_s", "retry_after_cap_s", "retry_budget", "breaker_failures", "breaker_rest_s", "breaker_rests",
+        "max_wire_bytes", "max_body_bytes", "robots", "dns_in_flight", "dns_keep_s", "dns_keep_failure_s",
+    ),
+    "image": ("background", "max_pixels", "phash"),
+    "ingest": ("decoders", "decode_s", "decoder_bytes"),
+}  # fmt: skip
 
 
 class PeerWorker:
     """Makes shards out of plan parts as `ingest.worker.ShardWorker` does, through img2dataset's Downloader.
 
-    The peer has one thread a request, one timeout, immediate retries and a browser's User-Agent with our word in
-    it. It knows no bound on hosts, bytes, pixels or redirects and no robots.txt, and takes no perceptual hash.
-    Addresses that are not public are refused before a row is handed to it; what it is redirected to is not seen.
+    The peer has a thread for each request, one timeout (for each wait, not for the whole), and tries whatever
+    failed again at once, refusals too. It keeps to no robots.txt, TDM reservation, limit on a host or bound on
+    bytes, pixels and rate, ignores a `background`, takes no perceptual hash, and decodes in the worker's own
+    process, which a native fault ends. `ingest.opener` holds it to the rest: User-Agent, addresses that may be
+    asked (on redirects as well), certificates, number of redirects, and the shard's deadline, after which
+    nothing more is sent. Among its `sha256` and sizes there is no original size for pictures it filters out.
     """
+
+    # The peer silences its decoder by the file descriptors of the process, and urllib has one opener in it.
+    _running = threading.Lock()
 
     def __init__(self, corpus: str, config: IngestConfig, workers: int = 1) -> None:
         """`workers` is how many workers share the run. Raises UserError if img2dataset is not installed."""
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks a registry whenever it is imported
         try:
             from img2dataset.blurrer import BoundingBoxBlurrer
             from img2dataset.downloader import Downloader
             from img2dataset.resizer import Resizer
         except ImportError as error:
             raise UserError(
-                f"engine img2dataset: {error}; install it with `pip install 'pairmill[img2dataset]'`"
+                f'engine img2dataset: {error}; install the extra: pip install "pairmill[img2dataset]"'
             ) from None
         self._corpus, self._raw, self._config = Folder(corpus), Folder(corpus) / RAW, config
         self._downloader = Downloader
+        self._threads = max(1, min(config.fetch.concurrency, MOST_THREADS))
         image = config.image
-        self._resizer = Resizer(
-            image_size=image.size, resize_mode=image.resize, resize_only_if_bigger=image.only_if_bigger,
-            encode_quality=3 if image.format == "png" else image.quality, encode_format=image.format,
-            skip_reencode=image.skip_reencode, min_image_size=image.min_side,
-            max_image_area=image.max_area or float("inf"), max_aspect_ratio=image.max_aspect or float("inf"),
-            blurrer=BoundingBoxBlurrer() if image.faces_col else None,
+        self._resizer = _Measured(
+            Resizer(
+                image_size=image.size, resize_mode=image.resize, resize_only_if_bigger=image.only_if_bigger,
+                encode_quality=3 if image.format == "png" else image.quality, encode_format=image.format,
+                # It would keep the original bytes of a picture that it blurs and does not resize, faces and all.
+                skip_reencode=image.skip_reencode and image.faces_col is None,
+                min_image_size=image.min_side, max_image_area=image.max_area or float("inf"),
+                max_aspect_ratio=image.max_aspect or float("inf"),
+                blurrer=BoundingBoxBlurrer() if image.faces_col else None,
+            )
         )  # fmt: skip
-        self._running = threading.Lock()
-        log.warning(
-            "engine img2dataset: no robots.txt, per-host limits, byte, pixel and redirect caps, deadline or "
-            "perceptual hash; use --engine native for these"
-        )
 
     def run(self, part: int) -> dict[str, Any]:
         """Make the shard of plan part `part` and commit it; return the content of its `_stats.json`.
@@ -95,135 +92,173 @@ class PeerWorker:
             RunError: the part is damaged, or the disk is full. No trace of the shard is left.
         """
         shard = parts.read(self._corpus, part)
-        tally, more = Tally(), dict[str, Any]()
-        # The peer silences its decoder by file descriptors of the whole process: one shard at a time.
-        with self._running, writing(self._raw, shard_name(part), shard.schema, more) as writer:
-            order = RowOrder(self._config.buffer_bytes, self._raw.url if self._raw.is_local else None)
-            ended: set[int] = set()
-
-            def end(index: int, row: dict[str, Any], picture: bytes | None) -> None:
-                ended.add(index)
-                tally.add(row, Fetched(attempts=row["attempts"]), 0.0)
-                order.add(index, row, picture)
-                for ready, image in order.ready():
-                    writer.add(ready, image, self._config.image.format)
-
-            try:
-                self._download(shard, end)
-                for index in sorted(set(range(len(shard.rows))) - ended):
-                    lost = "img2dataset gave no account of this row"
-                    end(index, *_failed(shard.rows[index], Status.FAILED_TO_RESIZE, Reason.DECODE_ERROR, lost))
-            finally:
-                order.close()
-            tally.flush(0, now=True)
-            more |= tally.stats() | {"engine": "img2dataset"}
-            more |= {"supersedes": shard.supersedes} if shard.supersedes else {}
+        more: dict[str, Any] = {"engine": "img2dataset"}
+        order = RowOrder(self._config.buffer_bytes, self._raw.url if self._raw.is_local else None)
+        with self._running, writing(self._raw, shard_name(part), shard.schema, more) as writer, closing(order):
+            making = _Making(shard, self._config, self._resizer, order, writer)
+            self._download(making)
+            making.tally.flush(0, now=True)
+            more |= making.tally.stats() | ({"supersedes": shard.supersedes} if shard.supersedes else {})
             written = writer.stats()
-        tally.committed()
+        making.tally.committed()
         return written | more
 
     def close(self) -> None:
         """End the worker; it holds nothing."""
 
-    def _download(self, shard: parts.Part, end: Callable[[int, dict[str, Any], bytes | None], None]) -> None:
-        """Run the peer over the rows it may have; every other row ends here."""
-        config = self._config
-        taken: list[tuple[int, list[Any] | None]] = []
-        blocked = self._blocked_hosts(shard.rows)
-        for index, row in enumerate(shard.rows):
-            earlier = shard.elsewhere.get(row["key"])
-            detail = blocked.get(host_of(row["url"]) or "")
-            try:
-                boxes = parse_boxes(row[config.image.faces_col]) if config.image.faces_col else None
-            except BadBoxesError as error:
-                end(index, *_failed(row, Status.FAILED_TO_RESIZE, Reason.BAD_BOXES, str(error)))
-                continue
-            if earlier is not None:
-                status, reason = Status(earlier[0]), Reason(earlier[1])
-                end(index, *_failed(row, status, reason, "tried again in another shard"))
-            elif detail is not None:
-                end(index, *_failed(row, Status.FAILED_TO_DOWNLOAD, Reason.BLOCKED_ADDRESS, detail))
-            else:
-                taken.append((index, [list(box) for box in boxes or ()]))
-        if not taken:
-            return
-        rows = shard.rows
-        columns = {"url": [rows[at]["url"] for at, _ in taken], _PLACE: [at for at, _ in taken]}
-        table = pa.table(columns | {_BOXES: pa.array([boxes for _, boxes in taken], pa.list_(pa.list_(pa.float64())))})
+    def _download(self, making: _Making) -> None:
+        """Run the peer over the rows that it may have; see that each row has ended, by it or here."""
+        table = making.sift()
+        deadline_s = self._config.shard_deadline_s
+        why = f"not done when the shard's deadline of {deadline_s or 0:g} s came"
+        timer = threading.Timer(deadline_s, making.opener.stop, (why,)) if deadline_s else None
+        # In this process' memory, so that no file is left behind by one that is killed.
+        store, folder = fsspec.filesystem("memory"), f"/pairmill-peer/{os.getpid()}"
+        rows = f"{folder}/{making.shard.number}.feather"
+        with store.open(rows, "wb") as stream, pa.ipc.new_file(stream, table.schema) as into:
+            into.write_table(table)
+        try:
+            if timer is not None:
+                timer.start()
+            with making.opener.installed():
+                peer = self._peer(making, f"memory://{folder}", table.num_rows)
+                peer.download_shard((making.shard.number, f"memory://{rows}"))
+        finally:
+            if timer is not None:
+                timer.cancel()
+            store.rm(folder, recursive=True)
+        making.finish()
 
-        class Writer:
-            """What the peer calls with each row at its end."""
-
-            def __init__(self, *_told: Any) -> None: ...
-
-            def write(self, picture: bytes | None, _key: str, _caption: Any, meta: dict[str, Any]) -> None:
-                index = meta[_PLACE]
-                end(index, *_translated(rows[index], meta, picture))
-
-            def close(self) -> None: ...
-
-        with tempfile.TemporaryDirectory(prefix="pairmill-peer-") as folder:
-            feather = Path(folder) / "rows.feather"
-            with pa.OSFile(str(feather), "wb") as stream, pa.ipc.new_file(stream, table.schema) as into:
-                into.write_table(table)
-            self._made(Writer, folder, len(taken)).download_shard((shard.number, str(feather)))
-
-    def _made(self, writer: type[Any], folder: str, rows: int) -> Any:
+    def _peer(self, making: _Making, folder: str, rows: int) -> Any:
         fetch, image = self._config.fetch, self._config.image
         words = [word for word in fetch.opt_out if word != RESERVATION]
         return self._downloader(
-            sample_writer_class=writer, resizer=self._resizer, thread_count=min(fetch.concurrency, MOST_THREADS),
+            sample_writer_class=lambda *_: making, resizer=self._resizer, thread_count=self._threads,
             save_caption=False, extract_exif=False, output_folder=folder, column_list=["url", _PLACE, _BOXES],
-            timeout=fetch.total_s, number_sample_per_shard=max(2, rows), oom_shard_count=5, compute_hash="sha256",
-            verify_hash_type=None, encode_format=image.format, retries=fetch.retries,
+            timeout=min(fetch.total_s, fetch.first_byte_s), number_sample_per_shard=max(2, rows), oom_shard_count=5,
+            compute_hash="sha256", verify_hash_type=None, encode_format=image.format, retries=fetch.retries,
             user_agent_token=fetch.agent_token, disallowed_header_directives=words or None,
             blurring_bbox_col=_BOXES if image.faces_col else None,
         )  # fmt: skip
 
-    def _blocked_hosts(self, rows: list[dict[str, Any]]) -> dict[str, str]:
-        """Return the hosts among the rows' that may not be asked, each with the reason in words."""
-        if self._config.fetch.allow_private:
-            return {}
-        hosts = sorted({host_of(row["url"]) or "" for row in rows})
-        with ThreadPoolExecutor(self._config.fetch.dns_in_flight, "names") as lookups:
-            found = dict(zip(hosts, lookups.map(self._blocked, hosts), strict=True))
-        return {host: detail for host, detail in found.items() if detail is not None}
 
-    def _blocked(self, host: str) -> str | None:
+def not_kept_to(config: IngestConfig) -> str:
+    """Return the line that says what the peer does not do, and which options other than default it ignores."""
+    named = []
+    for section, names in _NOT_KEPT_TO.items():
+        model = config if section == "ingest" else getattr(config, section)
+        prefix = "" if section == "ingest" else f"{section}."
+        for name in names:
+            value = getattr(model, name)
+            if value and value != type(model).model_fields[name].default:  # a bound that is off is kept to
+                named.append(prefix + name)
+    line = (
+        "engine img2dataset: no robots.txt or TDM reservation, no bound on hosts, bytes and pixels, no perceptual hash"
+    )
+    return line + (f"; set and without effect: {', '.join(named)}" if named else "")
+
+
+class _Measured:
+    """The peer's resizer, and what it was last called with. It is called row by row, in one thread."""
+
+    def __init__(self, resizer: Any) -> None:
+        self._resizer = resizer
+        self.body, self.seconds = b"", 0.0
+
+    def __call__(self, stream: Any, boxes: Any) -> Any:
+        started = time.monotonic()
+        self.body = stream.getvalue()
+        made = self._resizer(stream, boxes)
+        self.seconds = time.monotonic() - started
+        return made
+
+
+class _Making:
+    """One shard in the making; to the peer it is the writer that is called with each row at its end."""
+
+    def __init__(
+        self, shard: parts.Part, config: IngestConfig, resizer: _Measured, order: RowOrder, writer: ShardWriter
+    ) -> None:
+        self.shard, self.opener, self.tally = shard, Opener(config.fetch), Tally()
+        self._config, self._resizer, self._order, self._writer = config, resizer, order, writer
+        self._ended: set[int] = set()
+        self._failure: Exception | None = None
+
+    def sift(self) -> pa.Table:
+        """End the rows that need no request; return the others as the peer wants them."""
+        faces = self._config.image.faces_col
+        taken: list[dict[str, Any]] = []
+        for index, row in enumerate(self.shard.rows):
+            earlier = self.shard.elsewhere.get(row["key"])
+            if earlier is not None:
+                status, reason = Status(earlier[0]), Reason(earlier[1])
+                self._end(index, Fetched(None, status, reason, "tried again in another shard"))
+                continue
+            try:
+                boxes = parse_boxes(row[faces]) if faces else []
+            except BadBoxesError as error:
+                # Without its boxes a face would stay as it is: such a picture is not taken.
+                self._end(index, Fetched(None, Status.FAILED_TO_RESIZE, Reason.BAD_BOXES, str(error)))
+                continue
+            taken.append({"url": row["url"], _PLACE: index, _BOXES: [list(box) for box in boxes]})
+        boxes_type = pa.list_(pa.list_(pa.float64()))
+        schema = pa.schema([("url", pa.string()), (_PLACE, pa.int64()), (_BOXES, boxes_type)])
+        return pa.Table.from_pylist(taken, schema)
+
+    def write(self, picture: bytes | None, _key: str, _caption: Any, meta: dict[str, Any]) -> None:
+        """Take a row from the peer, which goes on whatever is raised here: a failure waits for `finish`."""
+        if self._failure is not None:
+            return
         try:
-            literal = literal_address(host)
-            known = [literal] if literal else [str(one[4][0]) for one in socket.getaddrinfo(host, None)]
-        except (OSError, UnicodeError):
-            return None  # the peer will find no address either, and say so
-        blocked = [address for address in known if not self._config.fetch.may_ask(address)]
-        return f"{host} is {blocked[0]}, not a public address" if blocked else None
+            self._take(picture, meta)
+        except Exception as error:
+            self._failure = error
+            self.opener.stop("the shard is given up")
+            raise
 
+    def close(self) -> None:
+        """Do nothing: the shard ends with `finish`."""
 
-def _failed(
-    row: dict[str, Any], status: Status, reason: Reason, detail: str, **facts: Any
-) -> tuple[dict[str, Any], None]:
-    return row_without_picture(row, Fetched(None, status, reason, detail, **facts)), None
+    def finish(self) -> None:
+        """End the rows that the peer gave no account of. Raises what went wrong on the way."""
+        if self._failure is not None:
+            raise self._failure
+        for index in sorted(set(range(len(self.shard.rows))) - self._ended):
+            lost = "img2dataset gave no account of this row"
+            self._end(index, Fetched(None, Status.FAILED_TO_RESIZE, Reason.DECODE_ERROR, lost))
 
+    def _take(self, picture: bytes | None, meta: dict[str, Any]) -> None:
+        index, url = meta[_PLACE], meta["url"]
+        asked = self.opener.asked.pop(url, Asked())
+        met = meta["status"] != "failed_to_download"
+        body = self._resizer.body if met else None
+        status, reason, detail, transient = verdict(meta["status"], meta["error_message"], body, asked.http_status)
+        fetched = Fetched(
+            body, status, reason, detail, http_status=asked.http_status, final_url=asked.final_url,
+            content_type=asked.content_type, attempts=asked.attempts, transient=transient,
+            opt_out=f"X-Robots-Tag: {asked.robots_tag}" if reason == Reason.OPT_OUT else None,
+        )  # fmt: skip
+        facts: dict[str, Any] = {}
+        if status == Status.SUCCESS:
+            names = ("sha256", "width", "height", "original_width", "original_height")
+            facts = {name: meta[name] for name in names} | {"bytes": len(body or b"")}
+        elif body is not None and reason in (Reason.NOT_AN_IMAGE, Reason.DECODE_ERROR):
+            facts = {"sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
+        self._end(index, fetched, facts, picture)
+        if met:
+            metrics.step_seconds().observe(self._resizer.seconds, tags={"step": "decode"})
 
-def _translated(
-    row: dict[str, Any], meta: dict[str, Any], picture: bytes | None
-) -> tuple[dict[str, Any], bytes | None]:
-    """Return a sidecar row and its picture from what the peer noted of them."""
-    message = " ".join(str(meta["error_message"] or "").split())[:200]
-    if meta["status"] == "success":
-        names = ("sha256", "width", "height", "original_width", "original_height")
-        done = row_without_picture(row, Fetched(attempts=1))
-        return done | {name: meta[name] for name in names}, picture
-    if message in _VERDICTS:
-        status, reason = _VERDICTS[message]
-        return _failed(row, status, reason, message, attempts=1, opt_out=message if reason == Reason.OPT_OUT else None)
-    if meta["status"] == "failed_to_resize":
-        return _failed(row, Status.FAILED_TO_RESIZE, Reason.DECODE_ERROR, message, attempts=1)
-    for words, reason, is_transient in _NETWORK:
-        told = words.search(message)
-        if told:
-            code = int(told[1]) if reason == Reason.HTTP_STATUS else None
-            again = is_transient or (code is not None and (code == 429 or code >= 500))
-            failed = Status.FAILED_TO_DOWNLOAD
-            return _failed(row, failed, reason, message, attempts=1, http_status=code, transient=again)
-    return _failed(row, Status.FAILED_TO_DOWNLOAD, Reason.CONNECTION_RESET, message, attempts=1, transient=True)
+    def _end(
+        self,
+        index: int,
+        fetched: Fetched,
+        facts: dict[str, Any] | None = None,
+        picture: bytes | None = None,
+    ) -> None:
+        self._ended.add(index)
+        row = row_without_picture(self.shard.rows[index], fetched) | (facts or {})
+        self.tally.add(row, fetched)
+        self._order.add(index, row, picture)
+        for ready, image in self._order.ready():
+            self._writer.add(ready, image, self._config.image.format)
+        self.tally.flush(0)

@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from infra import metrics
 from ingest.config import FetchConfig
 from shards.layout import Reason
 
@@ -94,8 +95,14 @@ class HostQueues(Generic[ItemT]):
         if not host.waiting and not host.in_flight and len(self._hosts) > MAX_IDLE_HOSTS and not host.failures:
             self._hosts.pop(host.name, None)
 
-    def pause(self, host: Host[ItemT], seconds: float) -> None:
-        """Ask this host nothing for a while."""
+    def throttled(self) -> int:
+        """Return how many hosts have items waiting that may not be handed out now. From any thread."""
+        return sum(1 for host in list(self._hosts.values()) if host.waiting)
+
+    def pause(self, host: Host[ItemT], seconds: float, why: str) -> None:
+        """Ask this host nothing for a while; `why` is `rest` or `retry_after`."""
+        tags = {"host": metrics.host_label(host.name), "reason": why}
+        metrics.host_paused_seconds().inc(seconds, tags=tags)
         host.next_at = max(host.next_at, self._loop.time() + seconds)
 
     def slow_down(self, host: Host[ItemT], delay_s: float) -> None:
@@ -145,7 +152,7 @@ class HostQueues(Generic[ItemT]):
         else:
             rest_s = self._config.breaker_rest_s * 2 ** (host.rests - 1)
             host.resting_until = now + rest_s
-            self.pause(host, rest_s)
+            self.pause(host, rest_s, "rest")
 
     def is_away(self, host: Host[ItemT]) -> bool:
         """Tell whether a host that has answered before is at rest, or being tried after a rest."""

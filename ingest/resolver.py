@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import AsyncResolver
 
+from infra import metrics
 from ingest.config import FetchConfig
 
 MAX_NAMES = 100_000
@@ -82,6 +83,7 @@ class Resolver(AbstractResolver):
 
     async def _lookup(self, host: str, family: socket.AddressFamily) -> _Entry:
         loop = asyncio.get_running_loop()
+        started = loop.time()
         try:
             async with self._slots, asyncio.timeout(self._config.connect_s):
                 found = await self._inner.resolve(host, 0, family)
@@ -93,6 +95,8 @@ class Resolver(AbstractResolver):
             gone = any(sign in text.lower() for sign in _NOT_THERE)
             error = UnresolvedError(host, text, transient=not gone)
             return _Entry(loop.time() + self._config.dns_keep_failure_s, None, error)
+        finally:
+            metrics.step_seconds().observe(loop.time() - started, tags={"step": "resolve"})
         until = loop.time() + self._config.dns_keep_s
         allowed = [one for one in found if self._config.may_ask(one["host"])]
         if not allowed:

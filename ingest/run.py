@@ -141,6 +141,10 @@ def _run_parts(folder: Folder, config: IngestConfig, cluster: ClusterConfig, tod
 def _check_engine(config: IngestConfig) -> None:
     if config.engine == "img2dataset" and find_spec("img2dataset") is None:
         raise UserError("engine img2dataset: the package is not there; install it with the extra `img2dataset`")
+    if config.engine == "img2dataset":
+        from ingest.peer import not_kept_to
+
+        log.warning("%s", not_kept_to(config))
 
 
 def _worker_class(config: IngestConfig) -> type[Any]:

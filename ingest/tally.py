@@ -16,8 +16,6 @@ from shards.layout import Status
 WORST_HOSTS = 20
 FLUSH_EVERY_S = 2.0
 STAGE = "ingest"
-_known_hosts: set[str] = set()
-_MAX_KNOWN_HOSTS = 300
 
 
 class Tally:
@@ -32,8 +30,8 @@ class Tally:
         self._new_failures: Counter[tuple[str, str]] = Counter()
         self._requests = self._bytes = self._new_bytes = 0
 
-    def add(self, row: Mapping[str, Any], fetched: Fetched, image_s: float) -> None:
-        """Count a row that has ended; `image_s` is what its picture took, in seconds, 0 without one."""
+    def add(self, row: Mapping[str, Any], fetched: Fetched) -> None:
+        """Count a row that has ended."""
         self._outcomes[(row["status"], row["reason"])] += 1
         self._requests += fetched.attempts
         size = len(fetched.body) if fetched.body is not None else 0
@@ -43,10 +41,8 @@ class Tally:
             self._new_failures[(host_of(row["url"]) or "", row["reason"])] += 1
         if fetched.seconds:
             metrics.step_seconds().observe(fetched.seconds, tags={"step": "fetch"})
-        if image_s:
-            metrics.step_seconds().observe(image_s, tags={"step": "image"})
 
-    def flush(self, in_flight: int, *, now: bool = False) -> None:
+    def flush(self, in_flight: int, throttled: int = 0, *, now: bool = False) -> None:
         """Hand the counts to the metrics, at most every few seconds unless `now`."""
         clock = time.monotonic()
         if not now and clock - self._flushed < FLUSH_EVERY_S:
@@ -55,7 +51,7 @@ class Tally:
         for (status, reason), count in self._outcomes.items():
             metrics.rows().inc(count, tags={"stage": STAGE, "status": status, "reason": reason})
         for (host, reason), count in self._new_failures.items():
-            metrics.host_failures().inc(count, tags={"host": _metric_host(host), "reason": reason})
+            metrics.host_failures().inc(count, tags={"host": metrics.host_label(host), "reason": reason})
         if self._new_bytes:
             metrics.fetched_bytes().inc(self._new_bytes)
         self._failures.update(self._new_failures)
@@ -63,6 +59,7 @@ class Tally:
         self._new_failures.clear()
         self._new_bytes = 0
         metrics.in_flight().set(in_flight, tags={"pid": str(os.getpid())})
+        metrics.throttled_hosts().set(throttled, tags={"pid": str(os.getpid())})
         metrics.observe_memory()
 
     def stats(self) -> dict[str, Any]:
@@ -84,12 +81,3 @@ class Tally:
         """Tell the metrics that the shard is there."""
         metrics.shards().inc(1, tags={"stage": STAGE})
         metrics.shard_seconds().observe(time.monotonic() - self._clock, tags={"stage": STAGE})
-
-
-def _metric_host(host: str) -> str:
-    """Return the host as a label, or `other` once there are too many: a label's values must stay few."""
-    if host not in _known_hosts:
-        if len(_known_hosts) >= _MAX_KNOWN_HOSTS:
-            return "other"
-        _known_hosts.add(host)
-    return host

@@ -13,6 +13,7 @@ from typing import Any
 
 import uvloop
 
+from infra import metrics
 from infra.storage import Folder
 from ingest import part as parts
 from ingest.config import IngestConfig
@@ -48,7 +49,6 @@ class _Ended:
     row: dict[str, Any]
     picture: bytes | None
     fetched: Fetched
-    image_s: float
 
 
 @dataclass
@@ -138,19 +138,18 @@ class ShardWorker:
         """Take a result off the crawler: a body goes to the decoders, anything else is at its end."""
         row = shard.part.rows[index]
         if fetched.body is None:
-            shard.ended.put(_Ended(index, row_without_picture(row, fetched), None, fetched, 0.0))
+            shard.ended.put(_Ended(index, row_without_picture(row, fetched), None, fetched))
             return
         self._hold(len(fetched.body))
         boxes = row[self._config.image.faces_col] if self._config.image.faces_col else None
         task = self._decoders.submit(fetched.body, boxes)
-        task.add_done_callback(functools.partial(self._decoded, shard, index, fetched, time.monotonic()))
+        task.add_done_callback(functools.partial(self._decoded, shard, index, fetched))
 
     def _decoded(
         self,
         shard: _Shard,
         index: int,
         fetched: Fetched,
-        submitted: float,
         task: Future[tuple[dict[str, Any], bytes | None]],
     ) -> None:
         """Take a picture off the decoders, to the shard's writer."""
@@ -163,7 +162,7 @@ class ShardWorker:
         facts, picture = task.result()
         row = row_without_picture(shard.part.rows[index], fetched) | facts
         self._hold((len(picture) if picture else 0) - len(fetched.body or b""))
-        shard.ended.put(_Ended(index, row, picture, fetched, time.monotonic() - submitted))
+        shard.ended.put(_Ended(index, row, picture, fetched))
 
     def _write(self, shard: _Shard) -> dict[str, Any]:
         extension = self._config.image.format
@@ -178,12 +177,14 @@ class ShardWorker:
                     if isinstance(ended, BaseException):
                         raise ended
                     self._hold(-len(ended.picture) if ended.picture else 0)
-                    tally.add(ended.row, ended.fetched, ended.image_s)
+                    tally.add(ended.row, ended.fetched)
                     order.add(ended.index, ended.row, ended.picture)
                     for row, picture in order.ready():
+                        started = time.monotonic()
                         writer.add(row, picture, extension)
-                    tally.flush(self._crawler.in_flight)
-                tally.flush(self._crawler.in_flight, now=True)
+                        metrics.step_seconds().observe(time.monotonic() - started, tags={"step": "write"})
+                    tally.flush(self._crawler.in_flight, self._crawler.throttled)
+                tally.flush(self._crawler.in_flight, self._crawler.throttled, now=True)
                 more |= tally.stats() | ({"supersedes": shard.part.supersedes} if shard.part.supersedes else {})
                 written = writer.stats()
         finally:
