@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from infra.errors import RunError
+from infra.errors import RunError, UserError
 from infra.storage import Folder
 from shards.layout import PLAN, RAW, RETRY, SIDECAR, Status, part_name, part_number, shard_name
 
@@ -45,11 +45,16 @@ def plan_pass(corpus: Folder, planned_parts: int, rows_per_shard: int) -> Pass |
     """Write the parts of another pass; None when no row failed in a way that another try may mend.
 
     Only what came after the last pass is looked through: all there was before, that pass has taken up.
+
+    Raises:
+        UserError: the raw shards have been removed.
     """
     before = passes(corpus)
     since = before[-1].first if before else 0
     first = before[-1].first + before[-1].parts if before else planned_parts
     folder = corpus / RAW / RETRY
+    if not (corpus / RAW).exists(f"{shard_name(since)}.parquet"):
+        raise UserError(f"{(corpus / RAW).url}: its shards were removed, and with them what is known of failures")
     for name in folder.names(".parquet"):  # of a pass that was interrupted while it was planned
         if part_number(name) >= first:
             folder.delete(name)
