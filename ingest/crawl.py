@@ -78,10 +78,12 @@ class Crawler:
     `room` is the brake: while it is cleared no new request is sent.
     """
 
-    def __init__(self, config: FetchConfig, workers: int, judge: Judge | None, judge_bytes: int) -> None:
+    def __init__(
+        self, config: FetchConfig, workers: int, judge: Judge | None, judge_bytes: int, number: int = 0
+    ) -> None:
         self._config = config
         self._fetcher = Fetcher(config, judge, judge_bytes)
-        self._queues: HostQueues[Visit] = HostQueues(config, workers)
+        self._queues: HostQueues[Visit] = HostQueues(config, workers, number)
         self._robots = Robots(config.agent_token)
         self.room = asyncio.Event()
         self.room.set()

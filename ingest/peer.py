@@ -58,8 +58,12 @@ class PeerWorker:
     # The peer silences its decoder by the file descriptors of the process, and urllib has one opener in it.
     _running = threading.Lock()
 
-    def __init__(self, corpus: str, config: IngestConfig, workers: int = 1) -> None:
-        """`workers` is how many workers share the run. Raises UserError if img2dataset is not installed."""
+    def __init__(self, corpus: str, config: IngestConfig, workers: int = 1, number: int = 0) -> None:
+        """`workers` and `number` are as a ShardWorker's; neither matters here.
+
+        Raises:
+            UserError: img2dataset is not installed.
+        """
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks a registry whenever it is imported
         try:
             from img2dataset.blurrer import BoundingBoxBlurrer

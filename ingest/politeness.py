@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import time
+import zlib
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -21,6 +23,8 @@ STRANGER_SHARE = 4
 """A host that hangs and never answered is given up after this part of `breaker_failures`, without a rest."""
 FEW_ROWS = 2
 """Rows that must have failed one after another before a host that has answered rests for it."""
+TURN_S = 2.0
+"""How long a worker's turn at a host lasts, where they have to take turns; most requests end within it."""
 TICK_S = 0.002
 """Times closer than this are the same; event loops ring by the millisecond."""
 
@@ -49,12 +53,15 @@ class HostQueues(Generic[ItemT]):
 
     The bounds of the configuration hold for the whole run: a worker that is one of `workers` takes its part of
     them. That needs no word between workers; a host whose rows lie with few of them is asked more slowly than
-    it would bear, never faster.
+    it would bear, never faster. With more workers than a host may have requests in flight, they take turns at
+    it, by the clock: each may begin one request in its turn of `TURN_S`, and in no other.
     """
 
-    def __init__(self, config: FetchConfig, workers: int = 1) -> None:
+    def __init__(self, config: FetchConfig, workers: int = 1, number: int = 0) -> None:
+        """`number` is this worker's among the `workers`, from 0."""
         self._config = config
-        self._limit = max(1, -(-config.per_host_in_flight // workers))
+        self._limit = max(1, config.per_host_in_flight // workers)
+        self._turns, self._number = -(-workers // config.per_host_in_flight), number
         self._pace_s = workers / config.per_host_per_s if config.per_host_per_s else 0.0
         self._workers = workers
         self._hosts: dict[str, Host[ItemT]] = {}
@@ -184,6 +191,7 @@ class HostQueues(Generic[ItemT]):
                 continue
             host = self._ready.popleft()
             host.listed = False
+            host.next_at = max(host.next_at, self._turn_at(host))
             if host.next_at > self._loop.time() + TICK_S:
                 self._list(host)
                 continue
@@ -194,6 +202,15 @@ class HostQueues(Generic[ItemT]):
                 host.next_at = self._loop.time() + gap
             self._takers.popleft().set_result((host, item))
             self._list(host)
+
+    def _turn_at(self, host: Host[ItemT]) -> float:
+        """Return when this worker's turn at a host begins, in loop time; the past while it is on."""
+        if self._turns == 1:
+            return 0.0
+        now = time.time()
+        turn = int(now / TURN_S)
+        ahead = (zlib.crc32(host.name.encode()) + self._number - turn) % self._turns
+        return self._loop.time() + (turn + ahead) * TURN_S - now if ahead else 0.0
 
     def _set_alarm(self) -> None:
         if self._timers and (self._alarm is None or self._alarm_at > self._timers[0][0]):

@@ -67,8 +67,8 @@ class ShardWorker:
     writes, since a store may make it wait.
     """
 
-    def __init__(self, corpus: str, config: IngestConfig, workers: int = 1) -> None:
-        """`workers` is how many workers share the bounds that hold for the whole run."""
+    def __init__(self, corpus: str, config: IngestConfig, workers: int = 1, number: int = 0) -> None:
+        """`workers` is how many workers share the bounds that hold for the whole run, `number` which this is."""
         self._config = config
         self._corpus, self._raw = Folder(corpus), Folder(corpus) / RAW
         self._decoders = Decoders(config)
@@ -78,7 +78,7 @@ class ShardWorker:
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
         self._thread.start()
-        self._crawler = asyncio.run_coroutine_threadsafe(self._start(workers), self._loop).result()
+        self._crawler = asyncio.run_coroutine_threadsafe(self._start(workers, number), self._loop).result()
 
     def run(self, part: int) -> dict[str, Any]:
         """Make the shard of plan part `part` and commit it; return the content of its `_stats.json`.
@@ -98,11 +98,11 @@ class ShardWorker:
         self._decoders.close()
         self._writers.shutdown(cancel_futures=True)
 
-    async def _start(self, workers: int) -> Crawler:
+    async def _start(self, workers: int, number: int) -> Crawler:
         image = self._config.image
         judge = functools.partial(refusal_by_header, config=image)
         filters = image.min_side > 1 or image.max_aspect is not None
-        return Crawler(self._config.fetch, workers, judge, FILTERED_BYTES if filters else LARGE_BYTES)
+        return Crawler(self._config.fetch, workers, judge, FILTERED_BYTES if filters else LARGE_BYTES, number)
 
     async def _make(self, shard: _Shard) -> dict[str, Any]:
         errand = Errand(

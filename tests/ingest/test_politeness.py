@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingest import politeness
 from ingest.config import FetchConfig
 from ingest.politeness import HostQueues
 
@@ -164,3 +167,32 @@ def test_a_host_rests_for_two_rows_and_not_for_one() -> None:
         assert not queues.is_away(host)
 
     asyncio.run(main())
+
+
+def test_workers_beyond_the_bound_take_turns_at_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve workers and a bound of three: in a turn three of them may ask, all of them in four turns."""
+    monkeypatch.setattr(politeness, "TURN_S", 0.2)
+    asked: list[tuple[int, int]] = []
+
+    async def worker(number: int, until: float) -> None:
+        queues: HostQueues[int] = HostQueues(FetchConfig(per_host_in_flight=3, per_host_per_s=0), 12, number)
+        for item in range(1000):
+            queues.put("one.host", item)
+        while time.time() < until:
+            host, _ = await queues.take()
+            asked.append((int(time.time() / politeness.TURN_S), number))
+            await asyncio.sleep(0.02)
+            queues.done(host)
+
+    async def main() -> None:
+        until = time.time() + 6 * politeness.TURN_S
+        tasks = [asyncio.create_task(worker(number, until)) for number in range(12)]
+        await asyncio.wait(tasks, timeout=10 * politeness.TURN_S)
+        for task in tasks:
+            task.cancel()
+
+    asyncio.run(main())
+    turns = sorted({turn for turn, _ in asked})
+    by_turn = [{number for at, number in asked if at == turn} for turn in turns]
+    assert {number for numbers in by_turn for number in numbers} == set(range(12))
+    assert all(len(numbers) <= 3 for numbers in by_turn)
