@@ -17,11 +17,11 @@ import ctypes
 import io
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +34,7 @@ from photographs import certificate, photographs, served
 from PIL import Image
 
 FEW = 200
+LOOK_EVERY_S = 0.1
 SIZE, QUALITY = 256, 95
 SUBREAPER = 36  # prctl's option: what outlives its parent becomes ours, and its CPU time is told to us
 PEER = """
@@ -48,18 +49,46 @@ if __name__ == "__main__":
 
 
 def cpu_seconds(command: Sequence[str], environment: dict[str, str]) -> float:
-    """Run a command; return the CPU time of it and of every process that came of it, in seconds."""
-    others = {process.pid for process in psutil.Process().children()}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    ended = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        sys.exit(f"{' '.join(command[:4])} failed:\n{ended.stderr[-2000:]}")
-    for orphan in psutil.Process().children():
-        if orphan.pid not in others:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(orphan.pid, 0)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    """Run a command; return the CPU time of it and of every process that came of it, in seconds.
+
+    Looked at several times a second: Ray's daemon does not collect its workers' times for its parents. What a
+    process does after the last look is lost, for a short run as for a long one.
+    """
+    own = psutil.Process()
+    others = {process.pid for process in own.children()}
+    spent: dict[tuple[int, float], float] = {}
+    started = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    told: list[bytes] = []
+    reader = threading.Thread(target=lambda: told.extend(started.communicate()))
+    reader.start()
+    while True:
+        running = [one for child in own.children() if child.pid not in others for one in _tree(child)]
+        for process in running:
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                spent[process.pid, process.create_time()] = times.user + times.system
+        if not reader.is_alive() and not running:
+            break
+        _collect_orphans({*others, started.pid})
+        time.sleep(LOOK_EVERY_S)
+    if started.returncode:
+        sys.exit(f"{' '.join(command[:4])} failed:\n{told[1].decode()[-2000:]}")
+    return sum(spent.values())
+
+
+def _tree(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        alive = process.status() != psutil.STATUS_ZOMBIE
+        return [process, *process.children(recursive=True)] if alive else []
+    except psutil.Error:
+        return []
+
+
+def _collect_orphans(but: set[int]) -> None:
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error, ChildProcessError):
+            if process.pid not in but and process.status() == psutil.STATUS_ZOMBIE:
+                os.waitpid(process.pid, 0)
 
 
 def ours(rows: Path, folder: Path, environment: dict[str, str]) -> float:
