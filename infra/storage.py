@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -32,6 +32,9 @@ OUTAGE_S = 300.0
 """How long an object store may be away while something is to be written, in seconds."""
 _REFUSALS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 """What no waiting mends."""
+
+
+ResultT = TypeVar("ResultT")
 
 
 class Folder:
@@ -99,8 +102,10 @@ class Folder:
         return not self.names() and not self.folders()
 
     def read(self, name: str) -> bytes:
-        """Return the whole content of a file. Raises FileNotFoundError."""
-        return bytes(self.fs.cat_file(self._inside(name)))
+        """Return the whole content of a file; an object store may be away for `OUTAGE_S`. Raises FileNotFoundError."""
+        if self.is_local:
+            return bytes(self.fs.cat_file(self._inside(name)))
+        return patiently(f"{self.url}: cannot be read", lambda: bytes(self.fs.cat_file(self._inside(name))))
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Return bytes `[start, end)` of a file in one ranged read. Raises FileNotFoundError."""
@@ -199,7 +204,7 @@ class Folder:
         with tempfile.SpooledTemporaryFile(HELD_BYTES) as aside:  # no name: a killed process leaves nothing
             content = cast("IO[bytes]", aside)
             yield content
-            _patiently(f"{self.url}: cannot be written to", lambda: self._upload(target, content))
+            patiently(f"{self.url}: cannot be written to", lambda: self._upload(target, content))
 
     def _upload(self, target: str, content: IO[bytes]) -> None:
         content.seek(0)
@@ -232,13 +237,12 @@ def storage_failures() -> tuple[type[Exception], ...]:
     return (OSError,) if botocore is None else (OSError, botocore.BotoCoreError, botocore.ClientError)
 
 
-def _patiently(trouble: str, act: Callable[[], None]) -> None:
+def patiently(trouble: str, act: Callable[[], ResultT]) -> ResultT:
     """Do something with a storage, again and again while it fails as one does that is away for a while."""
     until, pause = time.monotonic() + OUTAGE_S, 0.5
     while True:
         try:
-            act()
-            return
+            return act()
         except _REFUSALS:
             raise
         except storage_failures() as error:

@@ -21,8 +21,6 @@ GIVEN_UP_RESTS = 20
 """How many first rests long a host is given up before it is tried again."""
 STRANGER_SHARE = 4
 """A host that hangs and never answered is given up after this part of `breaker_failures`, without a rest."""
-FEW_ROWS = 2
-"""Rows that must have failed one after another before a host that has answered rests for it."""
 TURN_S = 2.0
 """How long a worker's turn at a host lasts, where they have to take turns; most requests end within it."""
 TICK_S = 0.002
@@ -38,14 +36,18 @@ class Host(Generic[ItemT]):
     in_flight: int = 0
     next_at: float = 0.0
     delay_s: float = 0.0
-    has_answered: bool = False
+    answered_at: float = float("-inf")
     failures: int = 0  # to reach it, in a row
-    failed_rows: set[str] = field(default_factory=set)  # in that row of failures
     rests: int = 0
     resting_until: float = 0.0
     given_up_until: float = 0.0
     last_failure: tuple[str, str] = ("", "")
     listed: bool = False  # in the ready queue, or with a timer set
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether it ever did."""
+        return self.answered_at > float("-inf")
 
 
 class HostQueues(Generic[ItemT]):
@@ -119,11 +121,10 @@ class HostQueues(Generic[ItemT]):
     def reached(self, host: Host[ItemT]) -> None:
         """Note that the host answered."""
         host.failures = host.rests = 0
-        host.failed_rows.clear()
-        host.has_answered = True
+        host.answered_at = self._loop.time()
 
-    def missed(self, host: Host[ItemT], row: str, reason: str, detail: str) -> None:
-        """Note that the host could not be reached for a row.
+    def missed(self, host: Host[ItemT], reason: str, detail: str) -> None:
+        """Note that the host could not be reached.
 
         After too many times in a row it rests, its rows with it, and is then tried by one request at a time;
         each rest is twice as long as the one before. After too many it is given up for a while, and its rows end
@@ -131,20 +132,19 @@ class HostQueues(Generic[ItemT]):
         would take all the time that a request may.
         """
         host.failures += 1
-        host.failed_rows.add(row)
         host.last_failure = (reason, detail)
         hangs = reason == Reason.TIMEOUT and not host.has_answered
         patience = self._config.breaker_failures
         if host.failures >= (-(-patience // STRANGER_SHARE) if hangs else patience):
             self._rest(host, is_last=hangs)
 
-    def rests_instead(self, host: Host[ItemT]) -> bool:
-        """Let the host rest, when rows run out of tries though it answered before; tell whether it does.
+    def rests_instead(self, host: Host[ItemT], since: float) -> bool:
+        """Let the host rest when a row runs out of tries, if it may be away; tell whether it does.
 
-        One row that fails time and again is that row's affair, two of them without an answer in between are
-        the host's.
+        It may be if it answered before, and nobody since the row first failed (`since`, loop time). Where others
+        are answered in between, the failure is that row's affair.
         """
-        if not host.has_answered or len(host.failed_rows) < FEW_ROWS:
+        if not host.has_answered or host.answered_at >= since:
             return False
         self._rest(host)
         return self.given_up(host) is None

@@ -108,8 +108,8 @@ def test_a_host_that_stays_away_rests_is_probed_and_is_then_given_up() -> None:
         host = taken[0]
         queues.reached(host)
         before = clock()
-        for number, _ in enumerate(taken):
-            queues.missed(host, f"row {number}", "connect", "refused")
+        for _ in taken:
+            queues.missed(host, "connect", "refused")
             queues.done(host)
         for rests in (1, 2):
             assert host.rests == rests
@@ -117,7 +117,7 @@ def test_a_host_that_stays_away_rests_is_probed_and_is_then_given_up() -> None:
             await queues.take()
             assert clock() - before >= rest * (2**rests - 1) - 0.01, "each rest is twice the one before"
             assert not await another(queues), "one request at a time while nobody knows"
-            queues.missed(host, "row 3", "timeout", "silence")
+            queues.missed(host, "timeout", "silence")
             queues.done(host)
         assert queues.given_up(host) == ("timeout", "silence")
         for _ in range(5):
@@ -139,29 +139,29 @@ def test_a_host_that_hangs_and_never_answered_is_given_up_without_a_rest() -> No
         queues: HostQueues[int] = HostQueues(FetchConfig(breaker_failures=8, per_host_per_s=0))
         for item in range(4):
             queues.put("hangs", item)
-        for number in range(2):
+        for _ in range(2):
             host, _ = await queues.take()
             assert queues.given_up(host) is None
-            queues.missed(host, f"row {number}", "timeout", "silence")
+            queues.missed(host, "timeout", "silence")
             queues.done(host)
         assert queues.given_up(host) == ("timeout", "silence")
 
     asyncio.run(main())
 
 
-def test_a_host_rests_for_two_rows_and_not_for_one() -> None:
+def test_a_host_rests_for_a_row_if_nobody_was_answered_since_it_failed() -> None:
     async def main() -> None:
         queues: HostQueues[int] = HostQueues(FetchConfig(per_host_per_s=0))
+        clock = asyncio.get_running_loop().time
         queues.put("away", 1)
         host, _ = await queues.take()
-        queues.missed(host, "one", "connection_reset", "")
-        assert not queues.rests_instead(host), "it has never answered"
+        queues.missed(host, "connection_reset", "")
+        assert not queues.rests_instead(host, clock()), "it has never answered"
+        failed_at = clock()
         queues.reached(host)
-        for _ in range(3):
-            queues.missed(host, "one", "connection_reset", "")
-        assert not queues.rests_instead(host), "it may be that row's affair"
-        queues.missed(host, "two", "connection_reset", "")
-        assert queues.rests_instead(host)
+        assert not queues.rests_instead(host, failed_at), "another row was answered since"
+        await asyncio.sleep(0.01)
+        assert queues.rests_instead(host, clock())
         assert queues.is_away(host)
         queues.reached(host)
         assert not queues.is_away(host)
