@@ -70,7 +70,7 @@ class Visit:
     attempts: int = 0
     seen: list[str] = field(default_factory=list)
     started: float = 0.0
-    missed_at: float = 0.0  # when its host could first not be reached, in loop time
+    missed_at: float = 0.0  # when its host could not be reached for it, the last time; in loop time
 
 
 class Crawler:
@@ -189,11 +189,12 @@ class Crawler:
         self.send(visit)
 
     def _missed(self, host: Host[Visit], visit: Visit, miss: Miss) -> None:
+        missed_at = 0.0
         if miss.reached:
             self._queues.reached(host)
         else:
-            self._queues.missed(host, miss.reason, miss.detail)
-            visit.missed_at = visit.missed_at or asyncio.get_running_loop().time()
+            self._queues.missed(host, visit.name, miss.reason, miss.detail)
+            missed_at, visit.missed_at = visit.missed_at, asyncio.get_running_loop().time()
         if not miss.reached and self._queues.is_away(host):
             self._queues.put(host.name, visit)  # it costs no try: the host is at fault, and its rests are counted
             return
@@ -205,7 +206,7 @@ class Crawler:
             visit.attempts += 1
             self._queues.put(host.name, visit, pause)
             return
-        if miss.transient and not miss.reached and self._queues.rests_instead(host, visit.missed_at):
+        if miss.transient and missed_at and self._queues.rests_instead(host, missed_at):
             self._queues.put(host.name, visit)
             return
         refusal = miss.refusal

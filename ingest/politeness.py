@@ -21,6 +21,8 @@ GIVEN_UP_RESTS = 20
 """How many first rests long a host is given up before it is tried again."""
 STRANGER_SHARE = 4
 """A host that hangs and never answered is given up after this part of `breaker_failures`, without a rest."""
+FEW_ROWS = 5
+"""Fewer rows than these that fail one after another end without their host being given up."""
 TURN_S = 2.0
 """How long a worker's turn at a host lasts, where they have to take turns; most requests end within it."""
 TICK_S = 0.002
@@ -38,6 +40,7 @@ class Host(Generic[ItemT]):
     delay_s: float = 0.0
     answered_at: float = float("-inf")
     failures: int = 0  # to reach it, in a row
+    failed_rows: set[str] = field(default_factory=set)  # in that row of failures, no more than a few
     rests: int = 0
     resting_until: float = 0.0
     given_up_until: float = 0.0
@@ -121,9 +124,10 @@ class HostQueues(Generic[ItemT]):
     def reached(self, host: Host[ItemT]) -> None:
         """Note that the host answered."""
         host.failures = host.rests = 0
+        host.failed_rows.clear()
         host.answered_at = self._loop.time()
 
-    def missed(self, host: Host[ItemT], reason: str, detail: str) -> None:
+    def missed(self, host: Host[ItemT], row: str, reason: str, detail: str) -> None:
         """Note that the host could not be reached.
 
         After too many times in a row it rests, its rows with it, and is then tried by one request at a time;
@@ -132,28 +136,33 @@ class HostQueues(Generic[ItemT]):
         would take all the time that a request may.
         """
         host.failures += 1
+        if len(host.failed_rows) < FEW_ROWS:
+            host.failed_rows.add(row)
         host.last_failure = (reason, detail)
         hangs = reason == Reason.TIMEOUT and not host.has_answered
         patience = self._config.breaker_failures
-        if host.failures >= (-(-patience // STRANGER_SHARE) if hangs else patience):
+        was_probe = 0 < host.rests <= self._config.breaker_rests
+        if was_probe or host.failures >= (-(-patience // STRANGER_SHARE) if hangs else patience):
             self._rest(host, is_last=hangs)
 
     def rests_instead(self, host: Host[ItemT], since: float) -> bool:
         """Let the host rest when a row runs out of tries, if it may be away; tell whether it does.
 
-        It may be if it answered before, and nobody since the row first failed (`since`, loop time). Where others
-        are answered in between, the failure is that row's affair.
+        It may be if it answered before, and nobody since the row's try before the last (`since`, loop time). Where
+        others are answered in between, the failure is that row's affair.
         """
         if not host.has_answered or host.answered_at >= since:
             return False
         self._rest(host)
-        return self.given_up(host) is None
+        return self.is_away(host)
 
     def _rest(self, host: Host[ItemT], *, is_last: bool = False) -> None:
         now = self._loop.time()
         if now < host.resting_until:
             return
         host.rests += 1
+        if host.rests > self._config.breaker_rests and not is_last and len(host.failed_rows) < FEW_ROWS:
+            return  # so few rows may be at fault themselves: they end, and the host goes on
         if is_last or host.rests > self._config.breaker_rests:
             host.given_up_until = now + GIVEN_UP_RESTS * self._config.breaker_rest_s
         else:
@@ -163,7 +172,7 @@ class HostQueues(Generic[ItemT]):
 
     def is_away(self, host: Host[ItemT]) -> bool:
         """Tell whether a host that has answered before is at rest, or being tried after a rest."""
-        return host.has_answered and host.rests > 0 and self.given_up(host) is None
+        return host.has_answered and 0 < host.rests <= self._config.breaker_rests and self.given_up(host) is None
 
     def given_up(self, host: Host[ItemT]) -> tuple[str, str] | None:
         """Return why a host is not asked at all at present, as (reason, detail); None if it is."""

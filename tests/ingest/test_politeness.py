@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ingest import politeness
 from ingest.config import FetchConfig
-from ingest.politeness import HostQueues
+from ingest.politeness import FEW_ROWS, HostQueues
 
 
 @settings(max_examples=30, deadline=None)
@@ -102,14 +102,14 @@ def test_a_host_that_stays_away_rests_is_probed_and_is_then_given_up() -> None:
             FetchConfig(breaker_failures=3, breaker_rest_s=rest, breaker_rests=2, per_host_per_s=0)
         )
         clock = asyncio.get_running_loop().time
-        for item in range(10):
+        for item in range(12):
             queues.put("dead", item)
-        taken = [(await queues.take())[0] for _ in range(3)]
+        taken = [(await queues.take())[0] for _ in range(FEW_ROWS)]
         host = taken[0]
         queues.reached(host)
         before = clock()
-        for _ in taken:
-            queues.missed(host, "connect", "refused")
+        for number, _ in enumerate(taken):
+            queues.missed(host, f"row {number}", "connect", "refused")
             queues.done(host)
         for rests in (1, 2):
             assert host.rests == rests
@@ -117,7 +117,7 @@ def test_a_host_that_stays_away_rests_is_probed_and_is_then_given_up() -> None:
             await queues.take()
             assert clock() - before >= rest * (2**rests - 1) - 0.01, "each rest is twice the one before"
             assert not await another(queues), "one request at a time while nobody knows"
-            queues.missed(host, "timeout", "silence")
+            queues.missed(host, "row 0", "timeout", "silence")
             queues.done(host)
         assert queues.given_up(host) == ("timeout", "silence")
         for _ in range(5):
@@ -142,7 +142,7 @@ def test_a_host_that_hangs_and_never_answered_is_given_up_without_a_rest() -> No
         for _ in range(2):
             host, _ = await queues.take()
             assert queues.given_up(host) is None
-            queues.missed(host, "timeout", "silence")
+            queues.missed(host, "row 0", "timeout", "silence")
             queues.done(host)
         assert queues.given_up(host) == ("timeout", "silence")
 
@@ -155,7 +155,7 @@ def test_a_host_rests_for_a_row_if_nobody_was_answered_since_it_failed() -> None
         clock = asyncio.get_running_loop().time
         queues.put("away", 1)
         host, _ = await queues.take()
-        queues.missed(host, "connection_reset", "")
+        queues.missed(host, "row 0", "connection_reset", "")
         assert not queues.rests_instead(host, clock()), "it has never answered"
         failed_at = clock()
         queues.reached(host)
