@@ -184,12 +184,12 @@ def test_a_host_that_is_told_to_stop_ends_in_its_grace_period(
 
 @pytest.mark.slow
 def test_the_web_goes_away_for_twenty_seconds(planned: Path, config: IngestConfig, web: SampleWeb) -> None:
-    """With the breaker, rests and pauses as they are by default: the rows wait, none is lost."""
+    """With the breaker, rests and pauses as they are by default, and five tries: the rows wait, none is lost."""
     config = config.model_copy(update={"fetch": config.fetch.model_copy(update={"per_host_per_s": 6.0})})
     expected = undisturbed(planned, config, web)
     defaults = {name: field.default for name, field in type(config.fetch).model_fields.items()}
-    names = ("retries", "backoff_s", "backoff_cap_s", "breaker_failures", "breaker_rest_s", "breaker_rests")
-    patient = config.fetch.model_copy(update={name: defaults[name] for name in names})
+    names = ("backoff_s", "backoff_cap_s", "breaker_failures", "breaker_rest_s", "breaker_rests")
+    patient = config.fetch.model_copy(update={"retries": 5} | {name: defaults[name] for name in names})
     worker = ShardWorker(str(planned), config.model_copy(update={"fetch": patient}))
     away = threading.Timer(2.0, web.pause, (20.0,))
     away.start()
