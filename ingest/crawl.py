@@ -202,7 +202,8 @@ class Crawler:
         if pause is not None:
             if miss.http_status in (429, 503):
                 self._queues.pause(host, pause, "retry_after")
-            visit.errand.retries_left -= 1
+            if miss.reached or not host.has_answered:
+                visit.errand.retries_left -= 1  # a host that went away is the breaker's affair, not the shard's
             visit.attempts += 1
             self._queues.put(host.name, visit, pause)
             return
