@@ -33,7 +33,8 @@ import simplejpeg
 from photographs import certificate, photographs, served
 from PIL import Image
 
-FEW = 200
+FEW = 600
+"""Enough for all daemons of Ray to have started by the end of the shorter run."""
 LOOK_EVERY_S = 0.1
 SIZE, QUALITY = 256, 95
 SUBREAPER = 36  # prctl's option: what outlives its parent becomes ours, and its CPU time is told to us

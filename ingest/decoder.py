@@ -15,6 +15,8 @@ import sys
 import warnings
 from typing import IO, Any
 
+import cv2
+
 from ingest.blur import BadBoxesError, parse_boxes
 from ingest.config import IngestConfig
 from ingest.geometry import STATUS_OF
@@ -31,6 +33,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")  # damaged pictures are counted, not told one by one
     told, _ = receive(taken)
     config = IngestConfig.model_validate(told)
+    cv2.setNumThreads(1)  # there is a decoder a core already
     _bound_memory(config.decoder_bytes)
     send(given, {"ready": True})
     # Should the worker be gone, nobody else would end a hang. The worker's own clock is a little faster.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pdqhash
+from numpy.typing import NDArray
 from PIL import (
     AvifImagePlugin,
     IcoImagePlugin,
@@ -23,6 +24,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from ingest import turbo
 from ingest.blur import Box, blurred
 from ingest.config import ImageConfig
 from ingest.geometry import STATUS_OF, Geometry, geometry, size_reason
@@ -118,6 +120,10 @@ def _process(image: Image.Image, body: bytes, config: ImageConfig, boxes: Sequen
     if config.skip_reencode and not boxes and _may_stay(image, target, config):
         image.load()
         return _picture(image.convert("RGB"), body, (width, height), config)
+    if not boxes and _is_plain(image, target, config):
+        shrunk = turbo.shrunk(body, width, height, target)
+        if shrunk is not None:
+            return _picture(shrunk, turbo.encoded(shrunk, config.quality), (width, height), config)
     image.draft(None, _drafted(image, target))
     orientation = _orientation(image)
     icc = image.info.get("icc_profile")
@@ -127,26 +133,33 @@ def _process(image: Image.Image, body: bytes, config: ImageConfig, boxes: Sequen
     pixels = _to_rgb(pixels, icc, config.background_rgb)
     pixels = blurred(_upright(pixels, orientation), boxes)
     pixels = _on_canvas(pixels, target.canvas, config.background_rgb)
-    return _picture(pixels, None, (width, height), config)
+    return _picture(pixels, _encoded(pixels, config), (width, height), config)
 
 
-def _picture(pixels: Image.Image, data: bytes | None, original: tuple[int, int], config: ImageConfig) -> Picture:
+def _picture(
+    pixels: Image.Image | NDArray[np.uint8], data: bytes, original: tuple[int, int], config: ImageConfig
+) -> Picture:
     phash = quality = None
     if config.phash:
         phash, quality = pdq(pixels)
-    return Picture(data or _encoded(pixels, config), *pixels.size, *original, phash, quality)
+    width, height = pixels.size if isinstance(pixels, Image.Image) else pixels.shape[1::-1]
+    return Picture(data, width, height, *original, phash, quality)
 
 
-def pdq(pixels: Image.Image) -> tuple[str, int]:
-    """Return PDQ's 256-bit hash of an RGB picture as 64 hex characters, and its quality, 0 to 100.
+def pdq(pixels: Image.Image | NDArray[np.uint8]) -> tuple[str, int]:
+    """Return PDQ's 256-bit hash of an RGB picture (`[H, W, 3]` as an array) as 64 hex characters, and its quality.
+
+    The quality is 0 to 100.
 
     Facebook, "The TMK+PDQF Video-Hashing Algorithm and the PDQ Image-Hashing Algorithm" (2019), section 4.
     A picture with a side below 256 pixels is brought to 256x256 first: PDQ samples 64x64 points, and on fewer
     pixels than a few for each point one picture in two sizes hashes 20 bits apart and more.
     """
-    if min(pixels.size) < PDQ_SIDE_PX:
-        pixels = pixels.resize((PDQ_SIDE_PX, PDQ_SIDE_PX), Image.Resampling.BILINEAR)
-    bits, quality = pdqhash.compute(np.asarray(pixels))
+    values = np.asarray(pixels)
+    if min(values.shape[:2]) < PDQ_SIDE_PX:
+        small = Image.fromarray(values).resize((PDQ_SIDE_PX, PDQ_SIDE_PX), Image.Resampling.BILINEAR)
+        values = np.asarray(small)
+    bits, quality = pdqhash.compute(values)
     return np.packbits(bits.astype(np.uint8)).tobytes().hex(), int(quality)
 
 
@@ -191,6 +204,17 @@ def _may_stay(image: Image.Image, target: Geometry, config: ImageConfig) -> bool
         and _orientation(image) == 1
         and _profile_transform(image.info.get("icc_profile"), "RGB") is None
         and not getattr(image, "is_animated", False)
+    )
+
+
+def _is_plain(image: Image.Image, target: Geometry, config: ImageConfig) -> bool:
+    return (
+        config.format == "jpg"
+        and image.format == "JPEG"
+        and image.mode == "RGB"
+        and target.canvas == (target.width, target.height)
+        and _orientation(image) == 1
+        and _profile_transform(image.info.get("icc_profile"), "RGB") is None
     )
 
 

@@ -16,6 +16,9 @@ LARGEST_EXTENDED_HEADER_BYTES = 1 << 20
 
 _REGULAR, _PAX, _LONG_NAME = (b"0", b"\0", b"7"), b"x", b"L"
 _ADLER = 65521
+_NAME_BYTES, _OCTAL_LIMIT = 100, 8**11
+_MODE_AND_OWNER = b"0000644\x000000000\x000000000\0"
+_AFTER_TIME = b" " * 8 + b"0".ljust(101, b"\0") + b"ustar\x0000" + bytes(64 + 183)
 _PAX_RECORD = re.compile(rb"(\d+) ([^=]+)=")
 
 
@@ -27,6 +30,11 @@ def header(name: str, size: int) -> bytes:
     """
     if not name or _climbs_out(name):
         raise ValueError(f"{name!r}: not a member name that stays in its folder")
+    encoded = name.encode()
+    if len(encoded) <= _NAME_BYTES and size < _OCTAL_LIMIT:
+        block = encoded.ljust(_NAME_BYTES, b"\0") + _MODE_AND_OWNER + b"%011o\0%011o\0" % (size, 0) + _AFTER_TIME
+        # The sum is taken with eight blanks in its own place, where `_AFTER_TIME` has them.
+        return block[:148] + b"%06o\0" % sum(block) + block[155:]
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o644
     block = info.tobuf(format=tarfile.USTAR_FORMAT, encoding="utf-8", errors="strict")

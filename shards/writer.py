@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from infra.storage import Folder
 from shards.layout import SIDECAR, STATS_SUFFIX, Status, by_number
-from shards.tar import END, header, padded
+from shards.tar import BLOCK_BYTES, END, header, padded
 
 ROWS_PER_GROUP = 10_000
 
@@ -28,6 +28,8 @@ class ShardWriter:
         self.name, self.schema = name, schema
         self._tar, self._at, self._digest = tar, 0, hashlib.sha256()
         self._rows: list[dict[str, Any]] = []
+        told = [name for name in schema.names if name in _FACTS]
+        self._facts = told + [name for name in schema.names if name not in SIDECAR.names]
         self.ends: list[int] = []
 
     def add(self, row: Mapping[str, Any], image: bytes | None = None, extension: str = "jpg") -> None:
@@ -76,33 +78,28 @@ class ShardWriter:
 
     def _add_sample(self, row: Mapping[str, Any], image: bytes, extension: str) -> dict[str, Any]:
         key, start = row["key"], self._at
-        facts = {name: row[name] for name in self.schema.names if name in row and name in _FACTS}
-        facts |= {name: row[name] for name in self.schema.names if name in row and name not in SIDECAR.names}
-        self._write(header(f"{key}.{extension}", len(image)))
-        image_offset = self._at
-        self._write(image)
-        self._pad(len(image))
-        for suffix, text in (
-            ("txt", row["caption"]),
-            ("json", _json(facts)),
-        ):
-            content = text.encode("utf-8", "surrogatepass" if suffix == "json" else "replace")
-            self._write(header(f"{key}.{suffix}", len(content)))
-            self._write(content)
-            self._pad(len(content))
+        facts = _json({name: row[name] for name in self._facts if name in row})
+        contents = (
+            (extension, image),
+            ("txt", row["caption"].encode("utf-8", "replace")),
+            ("json", facts.encode("utf-8", "surrogatepass")),
+        )
+        # One write a sample: a call each for headers and padding would cost more than the copy.
+        self._write(b"".join(_member(f"{key}.{suffix}", content) for suffix, content in contents))
         self.ends.append(self._at)
         return {
             "member": f"{key}.{extension}", "offset": start, "size": self._at - start,
-            "image_offset": image_offset, "image_bytes": len(image),
+            "image_offset": start + BLOCK_BYTES, "image_bytes": len(image),
         }  # fmt: skip
-
-    def _pad(self, size: int) -> None:
-        self._write(bytes(padded(size) - size))
 
     def _write(self, data: bytes) -> None:
         self._tar.write(data)
         self._digest.update(data)
         self._at += len(data)
+
+
+def _member(name: str, content: bytes) -> bytes:
+    return b"".join((header(name, len(content)), content, bytes(padded(len(content)) - len(content))))
 
 
 def _json(facts: dict[str, Any]) -> str:

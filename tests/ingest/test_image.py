@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ingest import turbo
 from ingest.config import ImageConfig
 from ingest.geometry import geometry, size_reason
 from ingest.image import Picture, Refusal, pdq, process, refusal_by_header
@@ -322,3 +323,21 @@ def test_malformed_files_cost_one_row_each() -> None:
         cut = bytes(body[: draw.choice((len(body), draw.randrange(len(body)) + 1))])
         assert isinstance(process(cut, PLAIN), Picture | Refusal)
         assert isinstance(refusal_by_header(cut, PLAIN), Refusal | None)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1024, 700), (511, 300), (300, 800), (257, 257)])
+def test_a_plain_jpeg_goes_the_short_way_to_nearly_the_same_picture(width: int, height: int) -> None:
+    """What is damaged goes the long way, so that one decoder alone says what a broken file is."""
+    config = ImageConfig(size=64, quality=95)
+    body = encoded(quarters(width, height), "JPEG", quality=90)
+    target = geometry(width, height, config)
+    short = turbo.shrunk(body, width, height, target)
+    assert short is not None
+    assert short.shape == (target.height, target.width, 3)
+    assert made(body, config)[0].data == turbo.encoded(short, 95)
+    long, _ = made(encoded(quarters(width, height), "PNG"), config)
+    there = np.asarray(Image.open(io.BytesIO(long.data)).convert("RGB")).astype(float)
+    assert there.shape == short.shape
+    assert np.median(np.abs(there - short)) <= 3
+    assert turbo.shrunk(body[:-200], width, height, target) is None
+    assert refused(body[:-200], config).reason == Reason.DECODE_ERROR

@@ -85,3 +85,11 @@ def test_an_endless_extended_header_is_refused() -> None:
     info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 30
     with pytest.raises(ValueError, match="extended header of 1073741824 bytes"):
         members(info.tobuf(tarfile.GNU_FORMAT))
+
+
+@pytest.mark.parametrize("name", ["000010002.jpg", "é.txt", "a" * 100, "a/b/c.json", "p" * 60 + "/" + "q" * 60])
+@pytest.mark.parametrize("size", [0, 1, 29_000, 8**11 - 1])
+def test_a_header_is_what_tarfile_writes(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644
+    assert header(name, size) == info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
