@@ -94,8 +94,14 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 @contextlib.contextmanager
 def served(folder: Path, chain: Path | None = None) -> Iterator[str]:
     """Serve a folder's files from a process of its own while the block runs; yields the base URL."""
-    command = [sys.executable, __file__, str(folder), *([str(chain)] if chain else [])]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with serving([__file__, str(folder), *([str(chain)] if chain else [])]) as base:
+        yield base
+
+
+@contextlib.contextmanager
+def serving(command: list[str]) -> Iterator[str]:
+    """Run a Python script that prints its base URL and serves, while the block runs; yields the URL."""
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
