@@ -40,8 +40,9 @@ def _directives(value: str, agent: str) -> Iterable[str]:
     for part in value.lower().split(","):
         word = part.strip()
         scope, colon, rest = word.partition(":")
-        if colon and scope.strip() not in _WITH_VALUES:
-            applies = scope.strip() in (agent, "*")
+        scope = scope.strip()
+        if colon and scope not in _WITH_VALUES and " " not in scope:  # a date has colons too
+            applies = scope in (agent, "*")
             word = rest.strip()
         if applies:
             yield word

@@ -165,11 +165,8 @@ class Fetcher:
         return URL(url)
 
     async def _take(self, url: str, response: aiohttp.ClientResponse) -> Body | Redirect | Miss:
-        status = response.status
-        if status in REDIRECTS and "Location" in response.headers:
-            await _drain(response)
-            return Redirect(urljoin(url, response.headers["Location"]), status)
-        if status not in (200, 203):
+        status, moved = response.status, response.status in REDIRECTS and "Location" in response.headers
+        if not moved and status not in (200, 203):
             await _drain(response)
             return Miss(
                 Status.FAILED_TO_DOWNLOAD, Reason.HTTP_STATUS, f"HTTP {status}",
@@ -187,6 +184,9 @@ class Fetcher:
                 Status.FILTERED, Reason.OPT_OUT, evidence,
                 http_status=status, content_type=content_type, opt_out=evidence,
             )  # fmt: skip
+        if moved:
+            await _drain(response)
+            return Redirect(urljoin(url, response.headers["Location"]), status)
         taken = await self._body(response)
         if isinstance(taken, bytes):
             return Body(taken, status, content_type)

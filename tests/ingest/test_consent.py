@@ -24,6 +24,7 @@ WORDS = FetchConfig().opt_out
         ("X-Robots-Tag", "otherbot: nofollow, pairmill: noai", True),
         ("X-Robots-Tag", "pairmill: nofollow, otherbot: noai", False),
         ("X-Robots-Tag", "unavailable_after: 25 Jun 2030 15:00:00 PST, noai", True),
+        ("X-Robots-Tag", "unavailable_after: Fri, 25 Jun 2030 15:00:00 GMT, noai", True),
         ("X-Robots-Tag", "max-snippet: 20, noimageindex", True),
         ("X-Robots-Tag", "all", False),
         ("X-Robots-Tag", "noarchive", False),

@@ -196,6 +196,8 @@ def answering(answer: bytes, host: str = "127.0.0.1") -> Iterator[str]:
         ("HTTP/1.1 204 No Content\r\n", b"", Reason.HTTP_STATUS),
         ("HTTP/1.1 200 OK\r\nTDM-Reservation: 1\r\n", b"x", Reason.OPT_OUT),
         ("HTTP/1.1 200 OK\r\nX-Robots-Tag: all\r\nX-Robots-Tag: noai\r\n", b"x", Reason.OPT_OUT),
+        ("HTTP/1.1 302 Found\r\nX-Robots-Tag: noai\r\nLocation: /b.jpg\r\n", b"", Reason.OPT_OUT),
+        ("HTTP/1.1 404 Not Found\r\nX-Robots-Tag: noindex\r\n", b"x", Reason.HTTP_STATUS),
         ("SMTP ready\r\n", b"", Reason.CONNECTION_RESET),
     ],
 )
