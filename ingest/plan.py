@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -95,7 +94,7 @@ class _Planner:
     captioned: bool
     reasons: Counter[str] = field(default_factory=Counter)
     rows_in: int = 0
-    hosts: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    hosts: _Distinct = field(default_factory=lambda: _Distinct())
 
     def run(self, batches: Iterator[pa.RecordBatch]) -> dict[str, Any]:
         self._start_anew()
@@ -116,7 +115,7 @@ class _Planner:
             "by_status": {PLANNED: rows_out, **filtered},
             "by_reason": dict(sorted(self.reasons.items())),
             "parts": parts,
-            "hosts": len(self.hosts),
+            "hosts": self.hosts.count(),
         }
 
     def _start_anew(self) -> None:
@@ -157,7 +156,7 @@ class _Planner:
             if address is not None and not reasons[at]:
                 high[at], low[at] = order_of(address, self.config.seed)
                 hosts.add(host_of(address) or "")
-        self._count_hosts(hosts)
+        self.hosts.add(hosts)
         keep = np.array([not reason for reason in reasons], dtype=bool)
         if not keep.all():
             drop = pa.array(~keep)
@@ -165,10 +164,6 @@ class _Planner:
         for name, values in zip(ORDER, (high, low), strict=True):
             table = table.append_column(name, pa.array(values))
         return table.filter(pa.array(keep))
-
-    def _count_hosts(self, hosts: set[str]) -> None:
-        digests = np.array([order_of(host, 0)[0] for host in hosts], dtype=np.uint64)
-        self.hosts = np.union1d(self.hosts, digests)
 
     def _reject(self, table: pa.Table, reasons: list[str], rejected: _Rejected) -> None:
         self.reasons.update(str(reason) for reason in reasons)
@@ -209,6 +204,24 @@ class _Planner:
         with self.folder.create(part_name(number)) as stream:
             pq.write_table(pa.table(ordered).combine_chunks(), stream, compression="zstd")
         return table.num_rows
+
+
+class _Distinct:
+    """How many different names there are, at some 8 bytes for each."""
+
+    def __init__(self) -> None:
+        self._known = np.empty(0, np.uint64)
+        self._new: list[np.ndarray] = []
+
+    def add(self, names: set[str]) -> None:
+        self._new.append(np.array([order_of(name, 0)[0] for name in names], dtype=np.uint64))
+        if sum(map(len, self._new)) > max(2**16, len(self._known) // 4):  # a merge costs as much as all that is known
+            self.count()
+
+    def count(self) -> int:
+        self._known = np.unique(np.concatenate([self._known, *self._new]))
+        self._new = []
+        return len(self._known)
 
 
 class _Rejected:
