@@ -21,6 +21,7 @@ from infra.logs import log
 from infra.storage import storage_failures
 
 ROWS_PER_BATCH = 16_384
+PARQUET_BUFFER_BYTES = 4 * 2**20
 CSV_BLOCK_BYTES = 8 * 2**20
 FORMATS = {
     ".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
@@ -152,7 +153,11 @@ def _parquet(source: Source, columns: Columns) -> Iterator[pa.Table]:
     if not source.fs.size(source.path):
         raise UserError(f"{source.path}: empty, not even a parquet header")
     local = isinstance(source.fs, LocalFileSystem)
-    with pa.OSFile(source.path) if local else source.open() as stream, pq.ParquetFile(stream) as file:
+    # Buffered by column: read ahead, pyarrow keeps the bytes of every row group until the file is closed.
+    with (
+        pa.OSFile(source.path) if local else source.open() as stream,
+        pq.ParquetFile(stream, pre_buffer=False, buffer_size=PARQUET_BUFFER_BYTES) as file,
+    ):
         wanted = _wanted(file.schema_arrow.names, source, columns)
         for batch in file.iter_batches(ROWS_PER_BATCH, columns=wanted):
             yield pa.Table.from_batches([batch])

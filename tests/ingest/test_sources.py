@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,20 @@ def test_files_with_other_columns_do_not_mix(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--columns"):
         read(tmp_path / "*.csv")
     assert len(read(tmp_path / "*.csv", Columns("url", "caption", ()))) == 2
+
+
+def test_a_large_parquet_file_is_read_as_a_stream(tmp_path: Path) -> None:
+    """Memory does not follow the file: pyarrow would keep what it reads ahead until the end."""
+    captions = pa.array([os.urandom(500).hex() for _ in range(1000)])
+    table = pa.table({"url": [f"http://a.example/{row}.jpg" for row in range(1000)], "caption": captions})
+    groups, rows, held = 60, 0, 0
+    with pq.ParquetWriter(tmp_path / "r.parquet", table.schema, use_dictionary=False) as writer:
+        for _ in range(groups):
+            writer.write_table(table)
+    size = (tmp_path / "r.parquet").stat().st_size
+    before = pa.total_allocated_bytes()
+    for batch in read_rows(find_sources(str(tmp_path / "r.parquet")), COLUMNS):
+        rows += batch.num_rows
+        held = max(held, pa.total_allocated_bytes() - before)
+    assert rows == groups * 1000
+    assert held < size / 3
