@@ -13,6 +13,10 @@ from protego import Protego
 MAX_ROBOTS_BYTES = 500 * 1024
 """What is read of a robots.txt; RFC 9309, section 2.5 asks for at least this much."""
 MAX_ORIGINS = 20_000
+MAX_RULES_BYTES = 6 * 2**20
+"""Text of the robots.txt files remembered; their rules take up to thirty times as much memory."""
+MAX_EVIDENCE_LINES = 1000
+"""Rules that are tried one by one to find the one that bars; a host with more of them gets a shorter evidence."""
 _WITH_VALUES = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 RESERVATION = "tdm-reservation"
 
@@ -87,10 +91,10 @@ def read_rules(answer: RobotsAnswer) -> Rules:
 
 
 class Robots:
-    """The rules of every origin met, each asked for once."""
+    """The rules of every origin met, each asked for once while it is remembered."""
 
-    def __init__(self, agent: str) -> None:
-        self._agent = agent
+    def __init__(self) -> None:
+        self._bytes = 0
         self._rules: OrderedDict[str, asyncio.Future[Rules]] = OrderedDict()
 
     async def rules(self, url: str, ask: Callable[[str], Awaitable[RobotsAnswer]]) -> Rules:
@@ -101,7 +105,9 @@ class Robots:
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
         known = self._rules.get(origin)
-        if known is None:
+        if known is not None:
+            self._rules.move_to_end(origin)
+        else:
             known = self._rules[origin] = asyncio.get_running_loop().create_future()
             try:
                 known.set_result(read_rules(await ask(f"{origin}/robots.txt")))
@@ -112,16 +118,24 @@ class Robots:
                 raise
             finally:
                 known.cancel()  # without effect on one that is done
-            if len(self._rules) > MAX_ORIGINS:
-                self._rules.popitem(last=False)
+            if self._rules.get(origin) is known:
+                self._bytes += len(known.result().text)
+                self._forget()
         return await asyncio.shield(known)
+
+    def _forget(self) -> None:
+        """Let go of the rules unused for longest, when they are too many or too long."""
+        while len(self._rules) > MAX_ORIGINS or (self._bytes > MAX_RULES_BYTES and len(self._rules) > 1):
+            _, oldest = self._rules.popitem(last=False)
+            if oldest.done() and not oldest.cancelled() and oldest.exception() is None:
+                self._bytes -= len(oldest.result().text)
 
 
 def _barring_line(text: str, url: str, agent: str) -> str:
     """Find the Disallow line that bars `url`: the longest that does so alone, of the crawler's own group first."""
     best = ""
     for own in (True, False):
-        for line in _disallow_lines(text, agent, own=own):
+        for line in _disallow_lines(text, agent, own=own)[:MAX_EVIDENCE_LINES]:
             alone = Protego.parse(f"User-agent: *\n{line}\n")
             if len(line) > len(best) and not alone.can_fetch(url, agent):
                 best = line

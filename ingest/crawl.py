@@ -85,7 +85,7 @@ class Crawler:
         self._config = config
         self._fetcher = Fetcher(config, judge, judge_bytes)
         self._queues: HostQueues[Visit] = HostQueues(config, workers, number)
-        self._robots = Robots(config.agent_token)
+        self._robots = Robots()
         self.room = asyncio.Event()
         self.room.set()
         self.in_flight = 0

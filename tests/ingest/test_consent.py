@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from ingest import consent
 from ingest.config import FetchConfig
 from ingest.consent import Robots, RobotsAnswer, opt_out_evidence, read_rules
 
@@ -91,7 +92,7 @@ def test_who_waits_for_an_answer_that_fails_hears_of_it_and_the_next_asks_again(
         return RobotsAnswer(200, "")
 
     async def main() -> None:
-        robots = Robots("pairmill")
+        robots = Robots()
         waiting = [robots.rules("http://a.example/1", ask) for _ in range(3)]
         found = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(one) for one in found] == [ConnectionResetError] * 3
@@ -110,7 +111,7 @@ def test_each_origin_is_asked_once_however_many_wait() -> None:
         return RobotsAnswer(200, "User-agent: *\nDisallow: /private/\n")
 
     async def main() -> None:
-        robots = Robots("pairmill")
+        robots = Robots()
         urls = [f"http://{host}.example/{number}" for host in "ab" for number in range(20)]
         await asyncio.gather(*(robots.rules(url, ask) for url in urls))
         await robots.rules("HTTP://user@A.example/x", ask)
@@ -120,3 +121,33 @@ def test_each_origin_is_asked_once_however_many_wait() -> None:
     assert sorted(asked) == [
         "http://a.example/robots.txt", "http://b.example/robots.txt", "https://a.example/robots.txt",
     ]  # fmt: skip
+
+
+def test_what_is_remembered_of_robots_txt_is_bounded_and_what_is_used_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def ask(url: str) -> RobotsAnswer:
+        asked.append(url)
+        return RobotsAnswer(200, "User-agent: *\n" + "Disallow: /private/\n" * 50)
+
+    async def main() -> None:
+        robots = Robots()
+        for number in range(100):
+            await robots.rules("http://often.example/", ask)
+            await robots.rules(f"http://once-{number}.example/", ask)
+        await robots.rules("http://once-0.example/", ask)
+
+    monkeypatch.setattr(consent, "MAX_RULES_BYTES", 10_000)
+    asyncio.run(main())
+    assert asked.count("http://often.example/robots.txt") == 1
+    assert asked.count("http://once-0.example/robots.txt") == 2
+    assert len(asked) == 1 + 100 + 1
+
+
+def test_a_hostile_robots_txt_costs_no_row_more_than_so_many_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = read_rules(RobotsAnswer(200, "User-agent: *\n" + "Disallow: /a\n" * 20_000))
+    tried: list[str] = []
+    parse = consent.Protego.parse
+    monkeypatch.setattr(consent.Protego, "parse", lambda text: tried.append(text) or parse(text))
+    assert rules.barred("http://a.example/a.jpg", "pairmill") == "robots.txt: Disallow: /a"
+    assert len(tried) <= consent.MAX_EVIDENCE_LINES
