@@ -71,7 +71,10 @@ class Folder:
         return self._address(self.url, name)
 
     def exists(self, name: str = "") -> bool:
-        """Tell whether the file or folder `name` (the folder itself by default) is there."""
+        """Tell whether the file or folder `name` (the folder itself by default) is there.
+
+        The one question that does not wait for a store that is away: a command asks it first, and says so at once.
+        """
         return bool(self.fs.exists(self._inside(name)))
 
     def size(self, name: str) -> int:
@@ -79,23 +82,17 @@ class Folder:
         return int(self.fs.size(self._inside(name)))
 
     def names(self, suffix: str = "") -> list[str]:
-        """Return the sorted names of the files in the folder that end in `suffix`; [] without a folder."""
-        try:
-            listing = self.fs.ls(self._root, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        files = (PurePosixPath(entry["name"]).name for entry in listing if entry["type"] == "file")
+        """Return the sorted names of the files in the folder that end in `suffix`; [] without a folder.
+
+        An object store may be away for `OUTAGE_S`.
+        """
+        files = (PurePosixPath(entry["name"]).name for entry in self._listing() if entry["type"] == "file")
         return sorted(name for name in files if name.endswith(suffix) and not name.startswith(TEMPORARY_PREFIX))
 
     def folders(self) -> list[str]:
-        """Return the sorted names of the folders directly in this one."""
-        try:
-            listing = self.fs.ls(self._root, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(
-            PurePosixPath(entry["name"].rstrip("/")).name for entry in listing if entry["type"] == "directory"
-        )
+        """Return the sorted names of the folders directly in this one; an object store may be away for `OUTAGE_S`."""
+        entries = (entry for entry in self._listing() if entry["type"] == "directory")
+        return sorted(PurePosixPath(entry["name"].rstrip("/")).name for entry in entries)
 
     def is_empty(self) -> bool:
         """Tell whether nothing at all lies in the folder (or it does not exist)."""
@@ -216,6 +213,14 @@ class Folder:
             stream.closed = True  # closing would upload the torn part
             raise
         stream.close()
+
+    def _listing(self) -> list[dict[str, Any]]:
+        try:
+            if self.is_local:
+                return list(self.fs.ls(self._root, detail=True))
+            return patiently(f"{self.url}: cannot be listed", lambda: list(self.fs.ls(self._root, detail=True)))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def _inside(self, name: str) -> str:
         return self._address(self._root, name)

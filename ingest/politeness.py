@@ -53,6 +53,10 @@ class Host(Generic[ItemT]):
         return self.answered_at > float("-inf")
 
 
+def _is_idle(host: Host[ItemT]) -> bool:
+    return not host.waiting and not host.in_flight and not host.listed
+
+
 class HostQueues(Generic[ItemT]):
     """Hands out waiting items such that no host gets more than its share of a worker.
 
@@ -104,8 +108,10 @@ class HostQueues(Generic[ItemT]):
         host.in_flight -= 1
         self._list(host)
         self._serve()
-        if not host.waiting and not host.in_flight and len(self._hosts) > MAX_IDLE_HOSTS and not host.failures:
+        if len(self._hosts) > MAX_IDLE_HOSTS and not host.failures and _is_idle(host):
             self._hosts.pop(host.name, None)
+        elif len(self._hosts) > 2 * MAX_IDLE_HOSTS:
+            self._forget_idle_hosts()
 
     def throttled(self) -> int:
         """Return how many hosts have items waiting that may not be handed out now. From any thread."""
@@ -177,6 +183,15 @@ class HostQueues(Generic[ItemT]):
     def given_up(self, host: Host[ItemT]) -> tuple[str, str] | None:
         """Return why a host is not asked at all at present, as (reason, detail); None if it is."""
         return host.last_failure if self._loop.time() < host.given_up_until else None
+
+    def _forget_idle_hosts(self) -> None:
+        """Drop what is known of idle hosts: first of those at no rest, then, if most remain, of all."""
+        now = self._loop.time()
+        idle = [host for host in self._hosts.values() if _is_idle(host)]
+        over = [host for host in idle if max(host.next_at, host.given_up_until) <= now]
+        enough = len(self._hosts) - len(over) <= MAX_IDLE_HOSTS
+        for host in over if enough else idle:
+            del self._hosts[host.name]
 
     def _limit_of(self, host: Host[ItemT]) -> int:
         is_suspect = host.rests > 0 and self.given_up(host) is None

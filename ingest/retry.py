@@ -101,12 +101,15 @@ def read_part(corpus: Folder, part: int) -> pa.Table:
     Raises:
         RunError: it is missing or damaged.
     """
-    folder = corpus / PLAN
-    if not folder.exists(part_name(part)) and (corpus / RAW / RETRY).exists(part_name(part)):
-        folder = corpus / RAW / RETRY
-    path = folder.path(part_name(part))
+    name = part_name(part)
+    path = (corpus / PLAN).path(name)
     try:
-        return pq.read_table(io.BytesIO(folder.read(part_name(part))))
+        try:
+            data = (corpus / PLAN).read(name)
+        except FileNotFoundError:
+            data = (corpus / RAW / RETRY).read(name)
+            path = (corpus / RAW / RETRY).path(name)
+        return pq.read_table(io.BytesIO(data))
     except FileNotFoundError:
         raise RunError(f"{path}: is missing; plan the corpus anew") from None
     except (OSError, pa.ArrowException) as error:

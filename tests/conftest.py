@@ -18,6 +18,14 @@ import pytest
 
 PATIENCE_S = 60.0
 """How long the server may take to answer for the first time."""
+MAX_ID_CHARACTERS = 60
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Shorten what long texts and bytes add to a test's name: the name goes into every child's environment."""
+    if isinstance(val, str | bytes) and len(val) > MAX_ID_CHARACTERS:
+        return f"{str(val[:20])!a}-of-{len(val)}"
+    return None
 
 
 @dataclass

@@ -196,3 +196,21 @@ def test_workers_beyond_the_bound_take_turns_at_a_host(monkeypatch: pytest.Monke
     by_turn = [{number for at, number in asked if at == turn} for turn in turns]
     assert {number for numbers in by_turn for number in numbers} == set(range(12))
     assert all(len(numbers) <= 3 for numbers in by_turn)
+
+
+def test_hosts_that_no_longer_exist_are_forgotten_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(politeness, "MAX_IDLE_HOSTS", 10)
+    config = FetchConfig(breaker_failures=1, breaker_rests=1, breaker_rest_s=3600)
+
+    async def main() -> tuple[int, bool]:
+        queues: HostQueues[int] = HostQueues(config)
+        for number in range(500):
+            queues.put(f"dead{number}", number)
+            host, _ = await queues.take()
+            queues.missed(host, f"row{number}", "timeout", "connect")
+            queues.done(host)
+        return len(queues._hosts), queues.given_up(queues._hosts["dead499"]) is not None
+
+    kept, is_still_given_up = asyncio.run(main())
+    assert kept <= 21
+    assert is_still_given_up
