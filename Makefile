@@ -7,7 +7,7 @@ OUT    ?= quickstart-out
 JOBS   ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: install install-dev system-packages quickstart test test-fast test-webdataset-1 lint format bench clean
+.PHONY: install install-dev system-packages quickstart test test-slow test-webdataset-1 lint format bench clean
 
 install: $(VENV)/.installed            ## Pairmill and what it needs to run, S3 included
 
@@ -35,11 +35,11 @@ quickstart: install                    ## the whole job on the sample web: corpu
 system-packages:
 	@infra/install-debian-packages.sh
 
-test: install-dev system-packages      ## the whole test suite
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
-
-test-fast: install-dev                 ## without the long ones
+test: install-dev system-packages      ## the test suite, but for the long ones
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'not slow' $(PYTEST_ARGS)
+
+test-slow: install-dev                 ## the long ones
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m slow $(PYTEST_ARGS)
 
 # img2dataset holds webdataset below 0.3 in the tests' environment; what reads through it is tested with 1.x too.
 test-webdataset-1: install-dev         ## the stream's tests under webdataset 1.x

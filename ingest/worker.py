@@ -53,9 +53,11 @@ class _Ended:
 
 @dataclass
 class _Shard:
-    """One shard in hand: its part, and the queue that its writer reads."""
+    """One shard in hand: its part, the queue that its writer reads, and the bytes of it that wait."""
 
     part: Part
+    held_bytes: int = 0
+    is_over: bool = False
     ended: queue.SimpleQueue[_Ended | BaseException] = field(default_factory=queue.SimpleQueue)
 
 
@@ -130,6 +132,7 @@ class ShardWorker:
             if not writing_it.done():
                 shard.ended.put(AbandonedError())
                 await asyncio.wait((writing_it,))
+            self._let_go(shard)
 
     def _cut(self, errand: Errand) -> None:
         errand.cut(f"not done when the shard's deadline of {self._config.shard_deadline_s:g} s came")
@@ -140,7 +143,7 @@ class ShardWorker:
         if fetched.body is None:
             shard.ended.put(_Ended(index, row_without_picture(row, fetched), None, fetched))
             return
-        self._hold(len(fetched.body))
+        self._hold(shard, len(fetched.body))
         boxes = row[self._config.image.faces_col] if self._config.image.faces_col else None
         task = self._decoders.submit(fetched.body, boxes)
         task.add_done_callback(functools.partial(self._decoded, shard, index, fetched))
@@ -161,7 +164,7 @@ class ShardWorker:
             return
         facts, picture = task.result()
         row = row_without_picture(shard.part.rows[index], fetched) | facts
-        self._hold((len(picture) if picture else 0) - len(fetched.body or b""))
+        self._hold(shard, (len(picture) if picture else 0) - len(fetched.body or b""))
         shard.ended.put(_Ended(index, row, picture, fetched))
 
     def _write(self, shard: _Shard) -> dict[str, Any]:
@@ -176,7 +179,7 @@ class ShardWorker:
                     ended = shard.ended.get()
                     if isinstance(ended, BaseException):
                         raise ended
-                    self._hold(-len(ended.picture) if ended.picture else 0)
+                    self._hold(shard, -len(ended.picture) if ended.picture else 0)
                     tally.add(ended.row, ended.fetched)
                     order.add(ended.index, ended.row, ended.picture)
                     for row, picture in order.ready():
@@ -192,11 +195,23 @@ class ShardWorker:
         tally.committed()
         return written | more
 
-    def _hold(self, change: int) -> None:
+    def _hold(self, shard: _Shard, change: int) -> None:
         """Count bytes that wait for a decoder or a writer; while there are too many, no request is sent."""
         with self._buffer_lock:
-            before, self._buffered = self._buffered, self._buffered + change
-            after, limit = self._buffered, self._config.buffer_bytes
+            if not shard.is_over:
+                shard.held_bytes += change
+                self._count(change)
+
+    def _let_go(self, shard: _Shard) -> None:
+        """Count what still waits for a shard that has ended no longer; one that failed may leave much."""
+        with self._buffer_lock:
+            shard.is_over = True
+            self._count(-shard.held_bytes)
+
+    def _count(self, change: int) -> None:
+        before, self._buffered = self._buffered, self._buffered + change
+        after, limit = self._buffered, self._config.buffer_bytes
+        # Under the lock, so that the loop hears of crossings in the order in which they came.
         if before <= limit < after:
             self._loop.call_soon_threadsafe(self._crawler.room.clear)
         elif after <= limit < before:

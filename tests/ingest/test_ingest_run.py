@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import tarfile
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -16,7 +17,7 @@ import webdataset as wds
 from PIL import Image
 
 from infra.cluster import ClusterConfig
-from infra.errors import RunError, UserError
+from infra.errors import NoSpaceError, RunError, UserError
 from infra.lock import exclusive
 from infra.storage import Folder
 from ingest.config import ImageConfig, IngestConfig, PlanConfig
@@ -214,6 +215,23 @@ def test_memory_waits_for_the_decoder(planned: Path, config: IngestConfig) -> No
     worker = ShardWorker(str(planned), tight)
     try:
         assert worker.run(0)["successes"] == 10
+        assert worker._buffered == 0
+    finally:
+        worker.close()
+
+
+def test_a_shard_that_fails_half_way_leaves_its_worker_room(planned: Path, config: IngestConfig) -> None:
+    """What of it waited for the writer must not count for ever, or no request would be sent again."""
+    worker = ShardWorker(str(planned), config.model_copy(update={"buffer_bytes": 1}))
+    bound = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, bound[1]))
+        try:
+            with pytest.raises(NoSpaceError):
+                worker.run(0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, bound)
+        assert worker.run(1)["count"] == 10
         assert worker._buffered == 0
     finally:
         worker.close()

@@ -18,7 +18,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("quickstart")]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("quickstart")]
 
 SHORT = Path(__file__).parent / "short_training.toml"
 
@@ -132,6 +132,7 @@ def kill_when(process: subprocess.Popen[str], reached: Any, deadline_s: float = 
     psutil.wait_procs(family, timeout=20)
 
 
+@pytest.mark.slow
 def test_killed_in_every_stage_and_started_again_the_outcome_is_the_same(
     finished: Path, port: int, tmp_path: Path
 ) -> None:
@@ -162,6 +163,7 @@ def test_killed_in_every_stage_and_started_again_the_outcome_is_the_same(
     assert result["training"]["samples"] == first["training"]["samples"]
 
 
+@pytest.mark.slow
 def test_captions_shuffled_end_at_chance(finished: Path, tmp_path: Path) -> None:
     """The control: the same training on the same pictures with captions dealt out anew learns nothing that holds."""
     recipe = tmp_path / "control.toml"
