@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import json
 import os
@@ -106,6 +107,9 @@ class Folder:
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Return bytes `[start, end)` of a file in one ranged read. Raises FileNotFoundError."""
+        if self.is_local:
+            with Path(self._inside(name)).open("rb", buffering=0) as file:
+                return os.pread(file.fileno(), end - start, start)
         return bytes(self.fs.cat_file(self._inside(name), start=start, end=end))
 
     def read_json(self, name: str) -> Any:
@@ -226,6 +230,7 @@ class Folder:
         return self._address(self._root, name)
 
     @staticmethod
+    @functools.lru_cache(maxsize=4096)
     def _address(root: str, name: str) -> str:
         if not name:
             return root

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Index:
         """Hold `shards`, their addresses being `ends`, or in the parquet file whose bytes are `source`."""
         self.shards = shards
         self._source = source
-        self._first = np.array([shard.first_sample for shard in shards], dtype=np.int64)
+        self._first = [shard.first_sample for shard in shards]
         self._groups: OrderedDict[int, list[npt.NDArray[np.uint32]]] = OrderedDict()
         if ends is not None:
             for start in range(0, len(ends), SHARDS_PER_GROUP):
@@ -85,8 +86,8 @@ class Index:
         """Bytes of all tars."""
         return sum(shard.tar_bytes for shard in self.shards)
 
-    def ends(self, number: int) -> npt.NDArray[np.int64]:
-        """Return where each sample of the `number`-th shard ends in its tar, `[samples]` in bytes."""
+    def ends(self, number: int, first: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
+        """Return where samples `[first, stop)` (all by default) of the `number`-th shard end in its tar, in bytes."""
         group, place = divmod(number, SHARDS_PER_GROUP)
         held = self._groups.get(group)
         if held is None:
@@ -95,11 +96,11 @@ class Index:
                 self._groups.popitem(last=False)
         elif self._source:
             self._groups.move_to_end(group)
-        return held[place].astype(np.int64) * BLOCK_BYTES
+        return held[place][first:stop].astype(np.int64) * BLOCK_BYTES
 
     def shard_of(self, sample: int) -> int:
         """Return the place in `shards` of the one that holds `sample`."""
-        return int(np.searchsorted(self._first, sample, side="right")) - 1
+        return bisect_right(self._first, sample) - 1
 
     def pieces(self, first: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Cut samples `[first, stop)` at shard boundaries; yield (shard, first row, row after last)."""

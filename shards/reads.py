@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,15 +40,21 @@ class Piece:
     """
 
     shard: Shard
+    url: str
     first: int
-    ends: npt.NDArray[np.int64]
+    ends: list[int]
     data: bytes
     fault: UnreadableShardError | None = None
 
+    def place(self, number: int) -> tuple[int, int]:
+        """Return where in `data` the sample lies that has this number in the corpus: its first byte, its end."""
+        row = number - self.first
+        return self.ends[row - 1] if row else 0, self.ends[row]
+
     def sample(self, number: int) -> bytes:
         """Return the bytes of one sample by its number in the corpus."""
-        row = number - self.first
-        return self.data[int(self.ends[row - 1]) if row else 0 : int(self.ends[row])]
+        start, end = self.place(number)
+        return self.data[start:end]
 
 
 class Reader:
@@ -62,7 +68,12 @@ class Reader:
 
     def size(self, first: int, stop: int) -> int:
         """Return how many bytes the samples `[first, stop)` take."""
-        return sum(end - start for _, start, end, _ in self._ranges(first, stop))
+        total = 0
+        for number, row, last in self.index.pieces(first, stop):
+            with self._index_lock:
+                ends = self.index.ends(number, max(0, row - 1), last)
+            total += int(ends[-1]) - (int(ends[0]) if row else 0)
+        return total
 
     def read(self, first: int, stop: int) -> list[Piece]:
         """Read the samples `[first, stop)`: one ranged read, one more for each shard's end they cross.
@@ -78,7 +89,8 @@ class Reader:
                     data = self._bytes(shard, start, end)
                 except UnreadableShardError as error:
                     fault = self._lost[shard.name] = error
-            pieces.append(Piece(shard, at, ends - start, data, fault))
+            url = self.folder.path(shard.tar)
+            pieces.append(Piece(shard, url, at, (ends - start).tolist(), data, fault))
             at += len(ends)
         return pieces
 
@@ -86,9 +98,9 @@ class Reader:
         ranges = []
         for number, row, last in self.index.pieces(first, stop):
             with self._index_lock:
-                ends = self.index.ends(number)
-            start = int(ends[row - 1]) if row else 0
-            ranges.append((self.index.shards[number], start, int(ends[last - 1]), ends[row:last]))
+                ends = self.index.ends(number, max(0, row - 1), last)
+            start, ends = (int(ends[0]), ends[1:]) if row else (0, ends)
+            ranges.append((self.index.shards[number], start, int(ends[-1]), ends))
         return ranges
 
     def _bytes(self, shard: Shard, start: int, end: int) -> bytes:
@@ -132,31 +144,52 @@ class Reader:
             )
 
 
+Run = tuple[int, int]
+"""Epoch, and number of the run in it."""
+
+
+class _Coming(NamedTuple):
+    """A run that is being read: place `place` of what the future brings."""
+
+    future: Future[list[list[Piece]]]
+    place: int
+
+
 class ReadAhead:
-    """Holds the runs that coming steps need, and reads them in the background in the order of first need."""
+    """Holds the runs that coming steps need, and reads them in the background in the order of first need.
+
+    From a local disk the runs of one step are read one after another, by one thread: handing each to a thread of its
+    own would cost more than to read it. Elsewhere all are under way at once, as far as there are threads.
+    """
 
     def __init__(self, reader: Reader, threads: int) -> None:
         self.reader = reader
         self.ahead_bytes = 0
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shard-read")
-        self._runs: dict[tuple[int, int], Future[list[Piece]]] = {}
+        self._runs: dict[Run, list[Piece] | _Coming] = {}
         self._brings: dict[tuple[int, int], int] = {}
-        self._ends: defaultdict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+        self._ends: defaultdict[tuple[int, int], list[Run]] = defaultdict(list)
 
     def request(self, step: Step) -> None:
         """Start reading what `step` needs and no earlier step did."""
-        new = 0
-        _, places = np.unique(step.run, return_index=True)
-        for place in np.sort(places).tolist():
-            name = (step.epoch, int(step.run[place]))
+        epoch, first, stop, until = step.epoch, step.first, step.stop, step.until
+        new, bounds, size = [], [], 0
+        for run, place in dict(zip(step.run.tolist(), range(len(step.run)), strict=True)).items():
+            name = (epoch, run)
             if name in self._runs:
                 continue
-            first, stop = int(step.first[place]), int(step.stop[place])
-            new += self.reader.size(first, stop)
-            self._runs[name] = self._pool.submit(self.reader.read, first, stop)
-            self._ends[step.epoch, int(step.until[place])].append(name)
-        self._brings[step.epoch, step.step] = new
-        self.ahead_bytes += new
+            self._runs[name] = []
+            new.append(name)
+            bounds.append((int(first[place]), int(stop[place])))
+            size += self.reader.size(*bounds[-1])
+            self._ends[epoch, int(until[place])].append(name)
+        each = max(1, len(bounds)) if self.reader.folder.is_local else 1
+        for start in range(0, len(bounds), each):
+            future = self._pool.submit(self._read, bounds[start : start + each])
+            for place, name in enumerate(new[start : start + each]):
+                self._runs[name] = _Coming(future, place)
+        self._brings[epoch, step.step] = size
+        self.ahead_bytes += size
 
     def take(self, step: Step) -> list[Piece]:
         """Return the piece that holds each of the step's samples, waiting for those on their way, `[B]`.
@@ -166,11 +199,17 @@ class ReadAhead:
         self.ahead_bytes -= self._brings.pop((step.epoch, step.step))
         taken = []
         for run, sample in zip(step.run.tolist(), step.sample.tolist(), strict=True):
-            pieces = self._runs[step.epoch, run].result()
-            taken.append(next(piece for piece in reversed(pieces) if piece.first <= sample))
+            pieces = self._runs[step.epoch, run]
+            if isinstance(pieces, _Coming):
+                pieces = self._runs[step.epoch, run] = pieces.future.result()[pieces.place]
+            piece = pieces[-1]
+            taken.append(piece if piece.first <= sample else next(p for p in reversed(pieces) if p.first <= sample))
         for name in self._ends.pop((step.epoch, step.step), ()):
             del self._runs[name]
         return taken
+
+    def _read(self, bounds: list[tuple[int, int]]) -> list[list[Piece]]:
+        return [self.reader.read(first, stop) for first, stop in bounds]
 
     def close(self) -> None:
         """Drop what is not begun and wait for no one."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shards.tar import members
+from shards.tar import BLOCK_BYTES, members, padded, plain
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "avif")
 """Extensions taken for the image of a pair."""
@@ -31,8 +31,8 @@ def split_name(name: str) -> tuple[str, str] | None:
     return match[1], match[2].lower()
 
 
-def parse(data: bytes, needs: tuple[str, ...]) -> dict[str, Any]:
-    """Return the sample whose whole members `data` holds: `__key__`, and the bytes of each member by
+def parse(data: bytes, needs: tuple[str, ...], start: int = 0, stop: int | None = None) -> dict[str, Any]:
+    """Return the sample whose whole members `data[start:stop]` is: `__key__`, and the bytes of each member by
     extension.
 
     `needs` names what must be there: extensions, or `image` for any of `IMAGES`.
@@ -40,6 +40,42 @@ def parse(data: bytes, needs: tuple[str, ...]) -> dict[str, Any]:
     Raises:
         BadSampleError: a damaged header, members of several keys, or something needed is missing.
     """
+    stop = len(data) if stop is None else min(stop, len(data))
+    sample = _plain_sample(data, start, stop) or _any_sample(data[start:stop])
+    for need in needs:
+        if need not in sample and (need != "image" or not any(name in sample for name in IMAGES)):
+            raise BadSampleError(f"{sample['__key__']} has no {need}")
+    return sample
+
+
+def _plain_sample(data: bytes, at: int, stop: int) -> dict[str, Any] | None:
+    """Parse a sample as `ShardWriter` writes them; None for any other, which need not be a bad one."""
+    sample: dict[str, Any] = {}
+    key = b""
+    while at < stop:
+        found = plain(data, at)
+        if found is None:
+            return None
+        name, size = found
+        begin, at = at + BLOCK_BYTES, at + BLOCK_BYTES + padded(size)
+        if not sample:
+            key, dot, extension = name.partition(b".")
+            if not key.isalnum() or not dot:
+                return None
+            sample["__key__"] = key.decode()
+        else:
+            extension = name[len(key) + 1 :]
+        if name[: len(key) + 1] != key + b"." or not extension.isalnum() or at > stop:
+            return None
+        suffix = extension.decode().lower()
+        if suffix in sample:
+            return None
+        sample[suffix] = data[begin : begin + size]
+    return sample
+
+
+def _any_sample(data: bytes) -> dict[str, Any]:
+    """Parse a sample in any dialect. Raises BadSampleError."""
     try:
         found = members(data)
     except ValueError as error:
@@ -57,9 +93,6 @@ def parse(data: bytes, needs: tuple[str, ...]) -> dict[str, Any]:
         sample[extension] = data[member.start : member.start + member.size]
     if not sample:
         raise BadSampleError("holds no members")
-    for need in needs:
-        if not any(name in sample for name in (IMAGES if need == "image" else (need,))):
-            raise BadSampleError(f"{sample['__key__']} has no {need}")
     return sample
 
 

@@ -227,7 +227,7 @@ class ShardStream(IterableDataset[list[Sample]]):
                 self.holes += 1
                 log.warning("%s: sample %d is a hole: %s", self.folder.path(piece.shard.tar), number, error)
                 sample = next(self.stand_ins(number, reader))
-            sample |= {"__epoch__": step.epoch, "__step__": step.step, "__slot__": slot}
+            sample["__epoch__"], sample["__step__"], sample["__slot__"] = step.epoch, step.step, slot
             batch.append(sample)
         return batch
 
@@ -236,10 +236,10 @@ class ShardStream(IterableDataset[list[Sample]]):
             if not self.skip_unreadable:
                 raise UnreadableShardError(str(piece.fault))
             raise one_sample.BadSampleError("its shard cannot be read")
-        sample = one_sample.parse(piece.sample(number), self.needs)
+        sample = one_sample.parse(piece.data, self.needs, *piece.place(number))
         if self.decode:
             one_sample.decode(sample)
-        sample["__url__"] = self.folder.path(piece.shard.tar)
+        sample["__url__"] = piece.url
         sample["__index__"] = number
         return sample
 

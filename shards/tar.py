@@ -16,6 +16,8 @@ LARGEST_EXTENDED_HEADER_BYTES = 1 << 20
 
 _REGULAR, _PAX, _LONG_NAME = (b"0", b"\0", b"7"), b"x", b"L"
 _ADLER = 65521
+_PLAIN_SUM = ord(" ") - 8 * ord(" ") + 1
+"""From a header's told sum and its digits to Adler-32's low half: the sum's own eight bytes count as blanks there."""
 _NAME_BYTES, _OCTAL_LIMIT = 100, 8**11
 _MODE_AND_OWNER = b"0000644\x000000000\x000000000\0"
 _AFTER_TIME = b" " * 8 + b"0".ljust(101, b"\0") + b"ustar\x0000" + bytes(64 + 183)
@@ -60,6 +62,28 @@ class Member:
     def end(self) -> int:
         """Offset of the block after the content."""
         return self.start + padded(self.size)
+
+
+def plain(data: bytes, at: int) -> tuple[bytes, int] | None:
+    """Return name and content size from the header at byte `at` if it is one that `header` writes, sound and in full.
+
+    None for every other header, the damaged ones too: `members` knows them, and says what is wrong. It is there since
+    a stream reads three headers a sample: this takes a fifth of the time.
+    """
+    block = data[at : at + BLOCK_BYTES]
+    told, digits = block[148:154], block[124:135]
+    if block[154:157] != b"\0 0" or block[257:263] != b"ustar\0" or block[345:346] != b"\0":
+        return None
+    if not (told.isdigit() and digits.isdigit()) or len(block) < BLOCK_BYTES:
+        return None
+    try:
+        summed, size = int(told, 8) + sum(told) + _PLAIN_SUM, int(digits, 8)
+    except ValueError:
+        return None
+    if zlib.adler32(block) & 0xFFFF != summed % _ADLER:
+        return None
+    end = block.find(0, 0, _NAME_BYTES)
+    return block[: end if end >= 0 else _NAME_BYTES], size
 
 
 def members(data: bytes) -> list[Member]:
@@ -178,7 +202,10 @@ def _kind_and_size(block: bytes, at: int, following: _Following) -> tuple[bytes,
 def _number(digits: bytes) -> int:
     if digits[0] == 0x80:  # base 256, for sizes of 8 GiB and more
         return int.from_bytes(digits[1:], "big")
-    return int(digits.strip(b" \0") or b"0", 8)
+    number = int(digits.strip(b" \0") or b"0", 8)
+    if number < 0:
+        raise ValueError(f"a size of {number}")
+    return number
 
 
 def _name(block: bytes) -> str:
