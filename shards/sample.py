@@ -25,6 +25,9 @@ class BadSampleError(ValueError):
 
 def split_name(name: str) -> tuple[str, str] | None:
     """Return (key, extension) of a member's name as webdataset splits it; None for one it passes over."""
+    if "/" not in name and "\n" not in name and name[:2] != "__":  # most names: without the pattern's way back
+        key, dot, extension = name.partition(".")
+        return (key, extension.lower()) if key and dot else None
     match = _NAME.fullmatch(name)
     if match is None or _META.match(name):
         return None

@@ -6,22 +6,25 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import IO
+from typing import IO, NamedTuple
 
 BLOCK_BYTES = 512
 END = bytes(2 * BLOCK_BYTES)
 """What closes an archive: two empty blocks."""
 LARGEST_EXTENDED_HEADER_BYTES = 1 << 20
+LARGEST_TAR_BYTES = 1 << 41
+"""What the index can address; a member that claims more is a lie or no member of ours."""
 
-_REGULAR, _PAX, _LONG_NAME = (b"0", b"\0", b"7"), b"x", b"L"
+_REGULAR, _PAX, _LONG_NAME, _SPARSE = (b"0", b"\0", b"7"), b"x", b"L", b"S"
+_WITHOUT_CONTENT = b"123456"
+"""Links, devices, folders, pipes: nothing follows their header, whatever size it gives."""
 _ADLER = 65521
 _PLAIN_SUM = ord(" ") - 8 * ord(" ") + 1
 """From a header's told sum and its digits to Adler-32's low half: the sum's own eight bytes count as blanks there."""
 _NAME_BYTES, _OCTAL_LIMIT = 100, 8**11
 _MODE_AND_OWNER = b"0000644\x000000000\x000000000\0"
 _AFTER_TIME = b" " * 8 + b"0".ljust(101, b"\0") + b"ustar\x0000" + bytes(64 + 183)
-_PAX_RECORD = re.compile(rb"(\d+) ([^=]+)=")
+_PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
 
 
 def header(name: str, size: int) -> bytes:
@@ -50,8 +53,7 @@ def padded(size: int) -> int:
     return -(-size // BLOCK_BYTES) * BLOCK_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One member in an archive's bytes: `name`, and where its content lies, `[start, start + size)`."""
 
     name: str
@@ -89,11 +91,11 @@ def plain(data: bytes, at: int) -> tuple[bytes, int] | None:
 def members(data: bytes) -> list[Member]:
     """Return the regular files in a run of whole members (an archive, or a range that starts at a header).
 
-    Pax and GNU long names are followed; folders and links are passed over.
+    Pax and GNU long names are followed; folders, links and devices are passed over.
 
     Raises:
-        ValueError: a header is damaged, a name leaves its folder, or the data end before a member does. The
-            message says at which byte.
+        ValueError: a header is damaged, a name leaves its folder, a member is sparse, or the data end before a
+            member does. The message says at which byte.
     """
     found: list[Member] = []
     following = _Following()
@@ -108,9 +110,10 @@ def members(data: bytes) -> list[Member]:
         start = at + BLOCK_BYTES
         if start + size > length:
             raise ValueError(f"byte {at}: member {_name(block)!r} is cut short")
-        member = following.take(block, kind, data[start : start + size] if kind in b"xL" else b"", at, size)
-        if member is not None:
-            found.append(member)
+        if kind in _REGULAR:
+            found.append(following.regular(block, at, size))
+        else:
+            following.other(kind, data[start : start + size] if kind in b"xL" else b"", at)
         at = start + padded(size)
     return found
 
@@ -121,26 +124,28 @@ def scan(stream: IO[bytes], wanted: Callable[[str], bool] | None = None) -> Iter
     Other contents are seeked over.
 
     Raises:
-        ValueError: as `members`, and when the archive ends without its closing block.
+        ValueError: as `members`, and when the archive ends without a closing block.
     """
     following = _Following()
+    read, seek = stream.read, stream.seek
     at = 0
     while True:
-        block = stream.read(BLOCK_BYTES)
+        block = read(BLOCK_BYTES)
         if len(block) < BLOCK_BYTES:
             raise ValueError(f"byte {at}: the archive ends without its closing blocks")
         if block[0] == 0 and not any(block):
             return
         kind, size = _kind_and_size(block, at, following)
-        header_content = stream.read(size) if kind in b"xL" else b""
-        member = following.take(block, kind, header_content, at, size)
-        if member is not None:
-            content = stream.read(size) if wanted is not None and wanted(member.name) else None
+        if kind in _REGULAR:
+            member = following.regular(block, at, size)
+            content = read(size) if wanted is not None and wanted(member.name) else None
             if content is not None and len(content) < size:
                 raise ValueError(f"byte {at}: member {member.name!r} is cut short")
             yield member, content
+        else:
+            following.other(kind, read(size) if kind in b"xL" else b"", at)
         at += BLOCK_BYTES + padded(size)
-        stream.seek(at)
+        seek(at)
 
 
 class _Following:
@@ -150,66 +155,77 @@ class _Following:
         self.name: str | None = None
         self.size: int | None = None
 
-    def take(self, block: bytes, kind: bytes, content: bytes, at: int, size: int) -> Member | None:
-        """Note an extended header, or return the regular file that `block` is the header of."""
+    def regular(self, block: bytes, at: int, size: int) -> Member:
+        """Return the regular file that `block` is the header of."""
         try:
-            if kind == _LONG_NAME:
-                self.name = content.rstrip(b"\0").decode()
-                return None
-            if kind == _PAX:
-                self._note(content)
-                return None
-            name = self.name if self.name is not None else _name(block)
+            name = _name(block) if self.name is None else self.name
         except UnicodeDecodeError as error:
             raise ValueError(f"byte {at}: a name that is not UTF-8 ({error})") from None
         self.name = self.size = None
-        if kind not in _REGULAR:
-            return None
         if _climbs_out(name):
             raise ValueError(f"byte {at}: the name {name!r} leaves its folder")
         return Member(name, at + BLOCK_BYTES, size)
 
-    def _note(self, content: bytes) -> None:
+    def other(self, kind: bytes, content: bytes, at: int) -> None:
+        """Note an extended header; pass over what is no file."""
+        try:
+            if kind == _LONG_NAME:
+                self.name = content.rstrip(b"\0").decode()
+            elif kind == _PAX:
+                self._note(content, at)
+            elif kind == _SPARSE:
+                raise ValueError(f"byte {at}: a sparse member, which is not read; pack it anew without holes")
+            else:
+                self.name = self.size = None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"byte {at}: a name that is not UTF-8 ({error})") from None
+
+    def _note(self, content: bytes, header_at: int) -> None:
         at = 0
         while match := _PAX_RECORD.match(content, at):
-            value = content[match.end() : at + int(match[1]) - 1]
+            end = at + int(match[1])
+            if end <= match.end() or content[end - 1 : end] != b"\n":
+                break
+            value = content[match.end() : end - 1]
             if match[2] == b"path":
                 self.name = value.decode()
-            elif match[2] == b"size" and value.isdigit():
-                self.size = int(value)
-            at += max(int(match[1]), 1)
+            elif match[2] == b"size":
+                self.size = int(value) if value.isdigit() and len(value) <= 20 else LARGEST_TAR_BYTES + 1
+            elif match[2].startswith(b"GNU.sparse."):
+                raise ValueError(f"byte {header_at}: a sparse member, which is not read; pack it anew without holes")
+            at = end
+        if content[at:].strip(b"\0"):
+            raise ValueError(f"byte {header_at}: damaged extended header (at its byte {at})")
 
 
 def _kind_and_size(block: bytes, at: int, following: _Following) -> tuple[bytes, int]:
     """Return a header's type flag and its content's size, its checksum once checked."""
     try:
-        told = int(block[148:156].strip(b" \0") or b"-", 8)
+        field = block[148:156]
         # Adler-32's low half is one more than the sum of the bytes, and many times faster than adding here.
-        summed = told - 256 + sum(block[148:156]) + 1
+        summed = int(field.strip(b" \0") or b"-", 8) - 256 + sum(field) + 1
         if zlib.adler32(block) & 0xFFFF != summed % _ADLER:
             raise ValueError("wrong checksum")
-        size = _number(block[124:136])
+        digits = block[124:136]
+        # Base 256 is for sizes of 8 GiB and more.
+        size = int.from_bytes(digits[1:], "big") if digits[0] == 0x80 else int(digits.strip(b" \0") or b"0", 8)
     except ValueError as error:
         raise ValueError(f"byte {at}: damaged tar header ({error})") from None
     kind = block[156:157]
-    if kind in b"xL" and size > LARGEST_EXTENDED_HEADER_BYTES:
+    if kind in _REGULAR:
+        if following.size is not None:
+            size = following.size
+    elif kind in _WITHOUT_CONTENT:
+        size = 0
+    elif kind in b"xL" and size > LARGEST_EXTENDED_HEADER_BYTES:
         raise ValueError(f"byte {at}: an extended header of {size} bytes")
-    if kind in _REGULAR and following.size is not None:
-        size = following.size
+    if not 0 <= size <= LARGEST_TAR_BYTES:
+        raise ValueError(f"byte {at}: a member of {size} bytes; an archive has {LARGEST_TAR_BYTES} at most")
     return kind, size
 
 
-def _number(digits: bytes) -> int:
-    if digits[0] == 0x80:  # base 256, for sizes of 8 GiB and more
-        return int.from_bytes(digits[1:], "big")
-    number = int(digits.strip(b" \0") or b"0", 8)
-    if number < 0:
-        raise ValueError(f"a size of {number}")
-    return number
-
-
 def _name(block: bytes) -> str:
-    name = block[:100].split(b"\0", 1)[0]
+    name = block[:100].partition(b"\0")[0]
     if block[257:263] == b"ustar\0" and block[345]:
         name = block[345:500].split(b"\0", 1)[0] + b"/" + name
     return name.decode()
