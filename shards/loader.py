@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from infra.errors import RunError
 from shards.stream import Sample, ShardStream
 
 Transform = Callable[[list[Sample]], Any]
@@ -52,7 +53,11 @@ class Loader:
         return len(self.stream)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the batches from where the stream stands to the end of its epochs."""
+        """Yield the batches from where the stream stands to the end of its epochs.
+
+        Raises:
+            RunError: as the stream, or a loader process was killed.
+        """
         if not self.workers:
             yield from map(self._transform, self.stream)
             return
@@ -70,7 +75,7 @@ class Loader:
         for step in self.stream.remaining():
             batch = []
             for _ in range(self.workers):
-                part, holes = next(parts)
+                part, holes = _next(parts)
                 self.stream.holes += holes
                 batch.append(part)
             self.stream.advance(step)
@@ -96,6 +101,18 @@ class _Parts(IterableDataset[tuple[Any, int]]):
     def __iter__(self) -> Iterator[tuple[Any, int]]:
         for samples in self.stream:
             yield self.transform(samples), sum("__hole__" in sample for sample in samples)
+
+
+def _next(parts: Iterator[tuple[Any, int]]) -> tuple[Any, int]:
+    try:
+        return next(parts)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise RunError(
+            f"a loader process was killed, by the system where memory ran out ({' '.join(str(error).split())}); "
+            "go on from the last state"
+        ) from error
 
 
 def joined(parts: list[Any]) -> Any:
