@@ -43,6 +43,13 @@ class ShardStream(IterableDataset[list[Sample]]):
     Iterating goes on where the stream stands and ends after `epochs` epochs; iterating again once it has
     ended goes on with the epochs after those. In a loader worker the stream yields that worker's part of each
     of the rank's batches; `shards.loader.Loader` puts the parts together.
+
+    Under a plain `DataLoader` or torchdata's `StatefulDataLoader` (`batch_size=None`) with `n` workers an item is
+    such a part: items `n * i` to `n * i + n - 1` are batch `i`, in slot order. There `len` still counts batches,
+    so that from two workers on the items are `n` times as many, and torch warns of it once `len` was called. A
+    `StatefulDataLoader`'s state goes on at any item, under the same number of workers; without
+    `persistent_workers` it iterates over the same epochs each time, so let `epochs` be all of the run's.
+    `Loader` has none of these limits.
     """
 
     def __init__(
