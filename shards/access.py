@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from infra.storage import Folder
 from shards import sample
-from shards.index import load_or_scan
-from shards.layout import RETRY, Status
+from shards.index import load_or_scan, scan_samples
+from shards.layout import KEY_ROW_DIGITS, RETRY, Status
 from shards.reads import PATIENCE_S, Reader
 
 
@@ -26,6 +26,7 @@ class Samples:
         self._reader = Reader(self.folder, self.index, PATIENCE_S)
         self._decode = decode
         self._keys: dict[int, dict[str, int]] = {}
+        self._places = {shard.name: place for place, shard in enumerate(self.index.shards)}
 
     def __len__(self) -> int:
         """Samples in the folder."""
@@ -40,19 +41,43 @@ class Samples:
 
         Raises:
             IndexError, KeyError: there is none.
-            BadSampleError: it is damaged.
+            BadSampleError: it is damaged, or its shard's sidecar says another key of it.
             UnreadableShardError: its shard cannot be read.
         """
-        number = self.number(which) if isinstance(which, str) else which + len(self) * (which < 0)
-        if not 0 <= number < len(self):
-            raise IndexError(f"{self.folder.url}: sample {which} of {len(self)}")
+        if isinstance(which, str):
+            found = self._by_key(which)
+        else:
+            number = which + len(self) * (which < 0)
+            if not 0 <= number < len(self):
+                raise IndexError(f"{self.folder.url}: sample {which} of {len(self)}")
+            found = self._read(number)
+        if self._decode:
+            sample.decode(found)
+        return found
+
+    def _read(self, number: int) -> dict[str, Any]:
         (piece,) = self._reader.read(number, number + 1)
         if piece.fault is not None:
             raise piece.fault
         found = sample.parse(piece.sample(number), ())
-        if self._decode:
-            sample.decode(found)
         return found | {"__url__": self.folder.path(piece.shard.tar), "__index__": number}
+
+    def _by_key(self, key: str) -> dict[str, Any]:
+        name, row = key[:-KEY_ROW_DIGITS], key[-KEY_ROW_DIGITS:]
+        place = self._places.get(name)
+        # Final shards have no gaps: there the key is the address, and no sidecar is read.
+        if place is not None and place not in self._keys and row.isdecimal():
+            shard = self.index.shards[place]
+            if int(row) < shard.samples:
+                found = self._read(shard.first_sample + int(row))
+                if found["__key__"] == key:
+                    return found
+        found = self._read(self.number(key))
+        if found["__key__"] != key:
+            raise sample.BadSampleError(
+                f"{found['__url__']}: where the sidecar has {key!r} lies {found['__key__']!r}; see `pairmill verify`"
+            )
+        return found
 
     def number(self, key: str) -> int:
         """Return the number of the sample with this key. Raises KeyError."""
@@ -79,11 +104,6 @@ class Samples:
                 kept = np.array(table["status"].to_pylist()) == Status.SUCCESS.value
                 keys = [key for key, is_kept in zip(table["key"].to_pylist(), kept, strict=True) if is_kept]
             else:
-                pieces = self._reader.read(shard.first_sample, shard.first_sample + shard.samples)
-                keys = [
-                    sample.parse(piece.sample(piece.first + row), ())["__key__"]
-                    for piece in pieces
-                    for row in range(len(piece.ends))
-                ]
+                keys = [key for key, _ in scan_samples(self.folder, shard.name)]
             self._keys[place] = {key: row for row, key in enumerate(keys)}
         return self._keys[place]
