@@ -64,6 +64,7 @@ class Reader:
         """Read `folder`, of `index`; a read that fails is tried again for `patience_s` seconds."""
         self.folder, self.index, self.patience_s = folder, index, patience_s
         self._lost: dict[str, UnreadableShardError] = {}
+        self._measured: set[str] = set()
         self._index_lock = threading.Lock()
 
     def size(self, first: int, stop: int) -> int:
@@ -115,6 +116,10 @@ class Reader:
         deadline = time.monotonic() + self.patience_s
         while True:
             try:
+                if shard.name not in self._measured:
+                    # Before the first read: a shard is as indexed or lost as a whole, whoever reads which part first.
+                    self._check_size(shard)
+                    self._measured.add(shard.name)
                 data = self.folder.read_range(shard.tar, start, end)
                 if len(data) == end - start:
                     return data
@@ -140,7 +145,7 @@ class Reader:
         if found != shard.tar_bytes:
             raise UnreadableShardError(
                 f"{self.folder.path(shard.tar)}: this shard has {found} bytes where the index says "
-                f"{shard.tar_bytes}; restore it, or see what else is wrong with `pairmill verify`"
+                f"{shard.tar_bytes}; restore it, or if it is meant to be so `pairmill index {self.folder.url}`"
             )
 
 
