@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -84,11 +85,11 @@ def check_shard(folder: Folder, name: str, quick: bool) -> Found:
     if quick:
         found.samples = int(stats.get("successes", 0))
         return found
-    samples = _read_tar(folder, found, triples=ours)
+    samples = _read_tar(folder, found, triples=ours, keep=sidecar is not None)
     _same(found, "the tar's SHA-256", stats.get("tar_sha256"), found.tar_sha256)
     _same(found, "the sidecar's SHA-256", stats.get("sidecar_sha256"), found.sidecar_sha256)
-    if "successes" in stats and stats["successes"] != len(samples):
-        found.fault(f"the commit counts {stats['successes']} samples, the tar holds {len(samples)}")
+    if "successes" in stats and stats["successes"] != found.samples:
+        found.fault(f"the commit counts {stats['successes']} samples, the tar holds {found.samples}")
     if sidecar is not None:
         _check_sidecar(found, sidecar, samples, stats)
     return found
@@ -154,10 +155,14 @@ class _Hashing(io.RawIOBase):
         return empty
 
 
-def _read_tar(folder: Folder, found: Found, *, triples: bool) -> list[Sample]:
-    """Read a tar to its last byte; return its samples. A `triple` is an image, a `txt` and a `json`."""
+def _read_tar(folder: Folder, found: Found, *, triples: bool, keep: bool) -> list[Sample]:
+    """Read a tar to its last byte; return its samples if they are to `keep`.
+
+    A `triple` is an image, a `txt` and a `json`.
+    """
     samples: list[Sample] = []
     seen: set[str] = set()
+    ends, last = array("q"), ""
     with folder.open(f"{found.name}.tar") as stream:
         hashing = _Hashing(stream)
         damaged = False
@@ -166,19 +171,22 @@ def _read_tar(folder: Folder, found: Found, *, triples: bool) -> list[Sample]:
                 if sample.key in seen:
                     found.fault("the members of this key are not adjacent", sample.key)
                 seen.add(sample.key)
-                if samples and triples and sample.key <= samples[-1].key:
-                    found.fault(f"comes after {samples[-1].key}: the keys are not in order", sample.key)
-                samples.append(sample)
+                if last and triples and sample.key <= last:
+                    found.fault(f"comes after {last}: the keys are not in order", sample.key)
+                last = sample.key
+                ends.append(sample.end)
                 _check_members(found, sample, triples)
+                if keep:
+                    samples.append(sample)
         except ValueError as error:
             damaged = True
-            after = f" after sample {samples[-1].key}" if samples else ""
-            found.fault(f"damaged tar{after}: {error}", samples[-1].key if samples else "", "torn")
+            after = f" after sample {last}" if last else ""
+            found.fault(f"damaged tar{after}: {error}", last, "torn")
         if not hashing.rest_is_empty() and not damaged:
             found.fault("there are bytes after the archive's end", kind="torn")
         found.tar_sha256 = hashing.digest.hexdigest()
-    found.samples = len(samples)
-    found.ends = np.array([sample.end for sample in samples], dtype=np.int64)
+    found.samples = len(ends)
+    found.ends = np.array(ends, dtype=np.int64)
     return samples
 
 
