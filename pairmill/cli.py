@@ -147,6 +147,17 @@ def verify(
 
 
 @app.command
+def index(
+    folder: Annotated[str, Parameter(help="folder or URL with shards: any webdataset tars")],
+    *,
+    digests: Annotated[bool, Parameter(negative=(), help="read every byte, for the tars' SHA-256")] = False,
+    json: Json = False,
+) -> None:
+    """Find the samples of a shard folder once and write its index, so that no start has to."""
+    emit(pipeline.index(folder, digests=digests), json, show.mapping)
+
+
+@app.command
 def status(
     corpus: Annotated[str, Parameter(help="folder or URL of the corpus")],
     *,

@@ -100,6 +100,26 @@ def verify(folder: str, *, quick: bool = False, repair: bool = False) -> dict[st
     return {"folder": folder, **report.as_dict(), "repaired": repaired}
 
 
+def index(folder: str, *, digests: bool = False) -> dict[str, Any]:
+    """Find the samples of a shard folder and write `index.parquet`; with `digests`, of foreign tars too.
+
+    Raises:
+        UserError: no shards there, a tar is missing or damaged, or another process at work there.
+    """
+    from infra.lock import exclusive
+    from shards import index as shard_index
+
+    place = Folder(folder)
+    if not shard_index.shard_names(place):
+        raise UserError(f"{place.url}: no shards here (no committed .tar files); name a shard folder")
+    with exclusive(place):
+        built = shard_index.build(place, digests=digests)
+        shard_index.save(place, built)
+    return {
+        "index": place.path(INDEX), "shards": len(built.shards), "samples": built.samples, "bytes": built.tar_bytes
+    }  # fmt: skip
+
+
 def evaluate(checkpoint: str, suite: str) -> dict[str, Any]:
     """Measure a checkpoint zero-shot on a suite; the result is also kept in the run's folder `evaluation`."""
     from train.evaluate.run import evaluate as run_evaluation

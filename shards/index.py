@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.errors import UserError
-from infra.logs import log
+from infra.logs import log, progress
 from infra.storage import Folder
 from shards.layout import FORMAT_VERSION, INDEX, STATS_SUFFIX, by_number
 from shards.sample import split_name
-from shards.tar import BLOCK_BYTES, scan
+from shards.tar import BLOCK_BYTES, END, scan
 from shards.writer import committed
 
 SHARDS_PER_GROUP = 64
+MOST_THREADS = 8
 VERSION_KEY = b"pairmill.format"
 SCHEMA = pa.schema(
     [
@@ -64,10 +68,15 @@ class Shard:
 class Index:
     """The shards of a folder and the address of each sample. Picklable, so loader workers get it whole."""
 
-    def __init__(self, shards: list[Shard], ends: list[npt.NDArray[np.int64]] | None, source: bytes = b"") -> None:
-        """Hold `shards`, their addresses being `ends`, or in the parquet file whose bytes are `source`."""
+    def __init__(
+        self, shards: list[Shard], ends: list[npt.NDArray[np.int64]] | None, source: bytes = b"", where: str = ""
+    ) -> None:
+        """Hold `shards`, their addresses being `ends`, or in the parquet file whose bytes are `source`.
+
+        With `where`, the file's place, addresses that cannot be are refused.
+        """
         self.shards = shards
-        self._source = source
+        self._source, self._where = source, where
         self._first = [shard.first_sample for shard in shards]
         self._groups: OrderedDict[int, list[npt.NDArray[np.uint32]]] = OrderedDict()
         if ends is not None:
@@ -87,7 +96,11 @@ class Index:
         return sum(shard.tar_bytes for shard in self.shards)
 
     def ends(self, number: int, first: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
-        """Return where samples `[first, stop)` (all by default) of the `number`-th shard end in its tar, in bytes."""
+        """Return where samples `[first, stop)` (all by default) of the `number`-th shard end in its tar, in bytes.
+
+        Raises:
+            UserError: the index gives places that cannot be.
+        """
         group, place = divmod(number, SHARDS_PER_GROUP)
         held = self._groups.get(group)
         if held is None:
@@ -129,38 +142,52 @@ class Index:
 
     def _load(self, group: int) -> list[npt.NDArray[np.uint32]]:
         table = pq.ParquetFile(io.BytesIO(self._source)).read_row_group(group, columns=["ends"])
-        return [_blocks(scalar.values.to_numpy()) for scalar in table.column("ends")]
+        found = [scalar.values.to_numpy() for scalar in table.column("ends")]
+        for shard, ends in zip(self.shards[group * SHARDS_PER_GROUP :], found, strict=False):
+            if self._where and not _are_places(ends, shard.samples, shard.tar_bytes):
+                raise UserError(
+                    f"{self._where}: the addresses of shard {shard.name} cannot be right; "
+                    "build the index anew with `pairmill index` on its folder"
+                )
+        return [_blocks(ends) for ends in found]
 
 
-def load(folder: Folder) -> Index:
-    """Read `index.parquet`.
+def load(folder: Folder, *, checked: bool = True) -> Index:
+    """Read `index.parquet`; `checked` refuses one that contradicts itself.
 
     Raises:
-        UserError: there is none, it is of another format version, or it is not an index at all.
+        UserError: there is none, it is of another format version, it contradicts itself, or it is not an index at
+            all.
     """
     where = folder.path(INDEX)
     try:
         source = folder.read(INDEX)
     except FileNotFoundError:
-        raise UserError(f"{where}: no such index; make one with `pairmill verify {folder.url} --repair`") from None
+        raise UserError(f"{where}: no such index; make one with `pairmill index {folder.url}`") from None
     try:
         file = pq.ParquetFile(io.BytesIO(source))
         version = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"none").decode()
         if version != str(FORMAT_VERSION):
             raise UserError(
                 f"{where}: index of format version {version}, this version reads {FORMAT_VERSION}; "
-                f"update pairmill, or build the index anew with `pairmill verify {folder.url} --repair`"
+                f"update pairmill, or build the index anew with `pairmill index {folder.url}`"
             )
         rows = file.read(columns=[name for name in SCHEMA.names if name != "ends"]).to_pylist()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise UserError(
-            f"{where}: not an index ({' '.join(str(error).split())}); build it anew with "
-            f"`pairmill verify {folder.url} --repair`"
+            f"{where}: not an index ({' '.join(str(error).split())}); build it anew with `pairmill index {folder.url}`"
         ) from None
+    first = 0
     for row in rows:
         folder.path(f"{row['shard']}.tar")  # raises for a name that climbs out
         row["name"] = row.pop("shard")
-    return Index([Shard(**row) for row in rows], None, source)
+        if checked and (row["first_sample"] != first or row["samples"] < 0):
+            raise UserError(
+                f"{where}: shard {row['name']} begins at sample {row['first_sample']}, it should at {first}; "
+                f"build the index anew with `pairmill index {folder.url}`"
+            )
+        first += row["samples"]
+    return Index([Shard(**row) for row in rows], None, source, where if checked else "")
 
 
 def load_or_scan(folder: Folder) -> Index:
@@ -172,7 +199,10 @@ def load_or_scan(folder: Folder) -> Index:
     if folder.exists(INDEX):
         index = load(folder)
     else:
-        log.warning("%s: no %s; finding the samples in sidecars and tars", folder.url, INDEX)
+        log.warning(
+            "%s: no %s; finding the samples in sidecars and tars, as every start will until `pairmill index %s` has "
+            "written one", folder.url, INDEX, folder.url,
+        )  # fmt: skip
         index = build(folder)
     if not index.shards:
         raise UserError(f"{folder.url}: no shards here (no committed .tar files); name a shard folder")
@@ -205,31 +235,59 @@ def build(folder: Folder, *, names: list[str] | None = None, digests: bool = Fal
     Raises:
         UserError: a tar is missing or damaged; the message names it and the byte.
     """
+    names = shard_names(folder) if names is None else names
+    stats_of = set(folder.names(STATS_SUFFIX))
+
+    def entry(name: str) -> tuple[Shard, npt.NDArray[np.int64]]:
+        stats = folder.read_json(name + STATS_SUFFIX) if name + STATS_SUFFIX in stats_of else {}
+        return _entry(folder, name, stats, digests)
+
     shards: list[Shard] = []
     ends: list[npt.NDArray[np.int64]] = []
-    stats_of = set(folder.names(STATS_SUFFIX))
     first = 0
-    for name in shard_names(folder) if names is None else names:
-        stats = folder.read_json(name + STATS_SUFFIX) if name + STATS_SUFFIX in stats_of else {}
-        found = _sidecar_ends(folder, name) if "tar_sha256" in stats else None
-        if found is None:
-            found = scan_ends(folder, name)
-        digest = stats.get("tar_sha256") or (file_digest(folder, f"{name}.tar") if digests else None)
-        shards.append(
-            Shard(
-                name, len(found), first, stats.get("tar_bytes") or folder.size(f"{name}.tar"), digest,
-                stats.get("sidecar_bytes"), stats.get("sidecar_sha256"),
-            )
-        )  # fmt: skip
-        ends.append(found)
-        first += len(found)
+    with (
+        progress("index", len(names), "shards") as meter,
+        ThreadPoolExecutor(min(MOST_THREADS, 2 * (os.cpu_count() or 1))) as pool,
+    ):
+        for shard, found in pool.map(entry, names):
+            shards.append(replace(shard, first_sample=first))
+            ends.append(found)
+            first += len(found)
+            meter.advance(samples=first)
     return Index(shards, ends)
+
+
+def _entry(folder: Folder, name: str, stats: dict[str, Any], digests: bool) -> tuple[Shard, npt.NDArray[np.int64]]:
+    tar = f"{name}.tar"
+    is_ours = "tar_sha256" in stats
+    try:
+        tar_bytes = folder.size(tar)
+    except FileNotFoundError:
+        raise UserError(f"{folder.path(tar)}: this shard is missing; make or fetch it again") from None
+    found = _sidecar_ends(folder, name, stats["tar_bytes"]) if is_ours else None
+    if found is None:
+        found = scan_ends(folder, name)
+    elif tar_bytes != stats["tar_bytes"]:
+        raise UserError(
+            f"{folder.path(tar)}: this shard has {tar_bytes} bytes where its commit says {stats['tar_bytes']}; "
+            f"make or fetch it again, see `pairmill verify {folder.url}`"
+        )
+    digest = stats.get("tar_sha256") or (file_digest(folder, tar) if digests else None)
+    return Shard(name, len(found), 0, tar_bytes, digest, stats.get("sidecar_bytes"), stats.get("sidecar_sha256")), found
 
 
 def scan_ends(folder: Folder, name: str) -> npt.NDArray[np.int64]:
     """Return where each sample of a tar ends, from its headers. Raises UserError for a damaged tar."""
-    ends: list[int] = []
-    last: str | None = None
+    return np.fromiter((end for _, end in scan_samples(folder, name)), dtype=np.int64)
+
+
+def scan_samples(folder: Folder, name: str) -> Iterator[tuple[str, int]]:
+    """Yield the key of each sample of a tar and where it ends, from the headers alone.
+
+    Raises:
+        UserError: the tar is missing or damaged; the message names it and the byte.
+    """
+    last, end = "", 0
     tar = f"{name}.tar"
     try:
         with folder.open(tar) as stream:
@@ -237,16 +295,15 @@ def scan_ends(folder: Folder, name: str) -> npt.NDArray[np.int64]:
                 split = split_name(member.name)
                 if split is None:
                     continue
-                if split[0] == last:
-                    ends[-1] = member.end
-                else:
-                    ends.append(member.end)
-                last = split[0]
+                if split[0] != last and last:
+                    yield last, end
+                last, end = split[0], member.end
     except FileNotFoundError:
         raise UserError(f"{folder.path(tar)}: this shard is missing; make or fetch it again") from None
     except ValueError as error:
         raise UserError(f"{folder.path(tar)}: damaged tar ({error}); make or fetch it again") from None
-    return np.array(ends, dtype=np.int64)
+    if last:
+        yield last, end
 
 
 def file_digest(folder: Folder, name: str) -> str:
@@ -258,16 +315,36 @@ def file_digest(folder: Folder, name: str) -> str:
     return digest.hexdigest()
 
 
-def _sidecar_ends(folder: Folder, name: str) -> npt.NDArray[np.int64] | None:
+def _sidecar_ends(folder: Folder, name: str, tar_bytes: int) -> npt.NDArray[np.int64] | None:
+    """Return where samples end by the sidecar; None where it does not tell or cannot be right."""
     sidecar = f"{name}.parquet"
-    if not folder.exists(sidecar):
+    try:
+        file = pq.ParquetFile(io.BytesIO(folder.read(sidecar)))
+        if not {"offset", "size"} <= set(file.schema_arrow.names):
+            return None
+        table = file.read(columns=["offset", "size"]).drop_null()
+    except FileNotFoundError:
         return None
-    file = pq.ParquetFile(io.BytesIO(folder.read(sidecar)))
-    if not {"offset", "size"} <= set(file.schema_arrow.names):
+    except (pa.ArrowException, OSError) as error:
+        log.warning("%s: cannot be read (%s); its tar is scanned", folder.path(sidecar), " ".join(str(error).split()))
         return None
-    table = file.read(columns=["offset", "size"]).drop_null()
-    ends: npt.NDArray[np.int64] = table.column("offset").to_numpy() + table.column("size").to_numpy()
-    return ends.astype(np.int64)
+    starts: npt.NDArray[np.int64] = table.column("offset").to_numpy().astype(np.int64)
+    ends: npt.NDArray[np.int64] = starts + table.column("size").to_numpy()
+    are_runs = np.array_equal(starts, np.concatenate([[0], ends])[:-1])
+    if are_runs and (int(ends[-1]) if len(ends) else 0) + len(END) == tar_bytes:
+        return ends
+    log.warning("%s: its addresses cannot be right; its tar is scanned, see `pairmill verify`", folder.path(sidecar))
+    return None
+
+
+def _are_places(ends: npt.NDArray[np.int64], samples: int, tar_bytes: int) -> bool:
+    """Tell whether `ends` may be where so many samples of a tar of this size end."""
+    return (
+        len(ends) == samples
+        and not (ends % BLOCK_BYTES).any()
+        and bool((np.diff(ends, prepend=0) > 0).all())
+        and (not samples or int(ends[-1]) <= tar_bytes)
+    )
 
 
 def _blocks(ends: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
