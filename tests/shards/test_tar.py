@@ -87,6 +87,58 @@ def test_an_endless_extended_header_is_refused() -> None:
         members(info.tobuf(tarfile.GNU_FORMAT))
 
 
+def raw(name: str, kind: bytes, size: int, content: bytes = b"") -> bytes:
+    """One member of any kind, whatever size its header claims."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(padded(len(content)) - len(content))
+
+
+def record(name: str, value: str) -> bytes:
+    """One record of a pax header."""
+    body = f" {name}={value}\n".encode()
+    length = next(size for size in range(len(body), len(body) + 20) if size == len(body) + len(str(size)))
+    return str(length).encode() + body
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_have_no_content_whatever_they_claim(kind: bytes) -> None:
+    data = header("a.txt", 0) + raw("b.txt", kind, 1 << 20) + header("c.txt", 3) + b"abc" + bytes(509) + END
+    assert [member.name for member in members(data)] == ["a.txt", "c.txt"]
+    assert [member.name for member, _ in scan(io.BytesIO(data))] == ["a.txt", "c.txt"]
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        assert [info.name for info in tar if info.isreg()] == ["a.txt", "c.txt"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (raw("a.jpg", tarfile.GNUTYPE_SPARSE, 512, bytes(512)), "byte 0: a sparse member"),
+        (
+            raw("x", tarfile.XHDTYPE, 22, record("GNU.sparse.major", "1")) + header("a.jpg", 0),
+            "byte 0: a sparse member",
+        ),
+        (
+            raw("x", tarfile.XHDTYPE, 31, record("size", "9" * 20)) + header("a.jpg", 0),
+            "byte 1024: a member of 9+ bytes; an archive has 2199023255552 at most",
+        ),
+        (
+            raw("x", tarfile.XHDTYPE, 5013, record("size", "9" * 5000)) + header("a.jpg", 0),
+            "byte 5632: a member of 2199023255553 bytes",
+        ),
+        (raw("a.jpg", tarfile.REGTYPE, 1 << 60), r"byte 0: a member of \d+ bytes"),
+        (raw("x", tarfile.XGLTYPE, 1 << 60), r"byte 0: a member of \d+ bytes"),
+        (raw("x", tarfile.XHDTYPE, 9, b"30 path=a") + header("a.jpg", 0), "damaged extended header"),
+        (raw("x", tarfile.XHDTYPE, 9, b"0 path=a\n") + header("a.jpg", 0), "damaged extended header"),
+    ],
+)
+def test_what_no_archive_of_samples_holds_is_refused(data: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        members(data + END)
+    with pytest.raises(ValueError, match=words):
+        list(scan(io.BytesIO(data + END)))
+
+
 @pytest.mark.parametrize("name", ["000010002.jpg", "é.txt", "a" * 100, "a/b/c.json", "p" * 60 + "/" + "q" * 60])
 @pytest.mark.parametrize("size", [0, 1, 29_000, 8**11 - 1])
 def test_a_header_is_what_tarfile_writes(name: str, size: int) -> None:
