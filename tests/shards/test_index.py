@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
+import logging
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
 import shards
-from infra.errors import UserError
+from infra.errors import RunError, UserError
 from infra.storage import Folder
 from shards import index
 from shards.layout import INDEX, STATS_SUFFIX
@@ -75,6 +78,53 @@ def test_any_webdataset_folder_is_read(tmp_path: Path) -> None:
     again = [sample["txt"] for sample in ShardStream(str(tmp_path), global_batch_size=6).samples()]
     assert len(again) == 18
     assert shards.open(tmp_path)["s1/004"]["cls"] == b"7"
+
+
+def test_a_tar_that_changed_after_indexing_is_named(tmp_path: Path) -> None:
+    def write(rows: int) -> None:
+        with wds.TarWriter(str(tmp_path / "a.tar")) as out:
+            for row in range(rows):
+                out.write({"__key__": f"{row:05d}", "jpg": b"i", "txt": "t"})
+
+    write(40)
+    folder = Folder(tmp_path)
+    index.save(folder, index.build(folder))
+    write(60)
+    words = rf"a\.tar: this shard has \d+ bytes where the index says \d+; restore it, .*`pairmill index {tmp_path}`"
+    with pytest.raises(RunError, match=words):
+        next(iter(ShardStream(folder, global_batch_size=4)))
+    with pytest.raises(RunError, match=words):
+        shards.open(folder.url)[3]
+
+
+def test_without_an_index_the_log_names_the_command(own_shards: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    own_shards.delete(INDEX)
+    logging.getLogger("pairmill").propagate = True
+    with caplog.at_level(logging.WARNING, logger="pairmill"):
+        ShardStream(own_shards, global_batch_size=4)
+    assert f"until `pairmill index {own_shards.url}` has written one" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"first_sample": 16}, "shard 00001 begins at sample 16, it should at 17"),
+        ({"samples": 24}, "shard 00002 begins at sample 42, it should at 41"),
+        ({"ends": [512 * row for row in range(1, 25)]}, "the addresses of shard 00001 cannot be right"),
+        ({"ends": [512 * row for row in range(25, 0, -1)]}, "the addresses of shard 00001 cannot be right"),
+        ({"ends": [100 * row for row in range(1, 26)]}, "the addresses of shard 00001 cannot be right"),
+        ({"ends": [1 << 20 << row for row in range(25)]}, "the addresses of shard 00001 cannot be right"),
+    ],
+)
+def test_an_index_that_contradicts_itself_is_refused(own_shards: Folder, columns: dict[str, Any], words: str) -> None:
+    table = index.load(own_shards).table(0, 64)
+    rows = table.to_pylist()
+    rows[1] |= columns
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), out)
+    own_shards.write(INDEX, out.getvalue())
+    with pytest.raises(UserError, match=words):
+        list(ShardStream(own_shards, global_batch_size=4))
 
 
 def test_uncommitted_shards_are_not_there(own_shards: Folder) -> None:
