@@ -16,6 +16,7 @@ LARGEST_TAR_BYTES = 1 << 41
 """What the index can address; a member that claims more is a lie or no member of ours."""
 
 _REGULAR, _PAX, _LONG_NAME, _SPARSE = (b"0", b"\0", b"7"), b"x", b"L", b"S"
+_LEAST_SEEK_BYTES = 4096
 _WITHOUT_CONTENT = b"123456"
 """Links, devices, folders, pipes: nothing follows their header, whatever size it gives."""
 _ADLER = 65521
@@ -143,9 +144,14 @@ def scan(stream: IO[bytes], wanted: Callable[[str], bool] | None = None) -> Iter
                 raise ValueError(f"byte {at}: member {member.name!r} is cut short")
             yield member, content
         else:
-            following.other(kind, read(size) if kind in b"xL" else b"", at)
+            content = read(size) if kind in b"xL" else None
+            following.other(kind, content or b"", at)
         at += BLOCK_BYTES + padded(size)
-        seek(at)
+        rest = padded(size) - (len(content) if content is not None else 0)
+        if rest > _LEAST_SEEK_BYTES:
+            seek(at)
+        elif rest:
+            read(rest)  # out of the stream's buffer, mostly: quicker than a seek
 
 
 class _Following:
