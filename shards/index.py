@@ -264,14 +264,14 @@ def _entry(folder: Folder, name: str, stats: dict[str, Any], digests: bool) -> t
         tar_bytes = folder.size(tar)
     except FileNotFoundError:
         raise UserError(f"{folder.path(tar)}: this shard is missing; make or fetch it again") from None
-    found = _sidecar_ends(folder, name, stats["tar_bytes"]) if is_ours else None
-    if found is None:
-        found = scan_ends(folder, name)
-    elif tar_bytes != stats["tar_bytes"]:
+    if is_ours and tar_bytes != stats.get("tar_bytes", tar_bytes):
         raise UserError(
             f"{folder.path(tar)}: this shard has {tar_bytes} bytes where its commit says {stats['tar_bytes']}; "
             f"make or fetch it again, see `pairmill verify {folder.url}`"
         )
+    found = _sidecar_ends(folder, name, tar_bytes) if is_ours else None
+    if found is None:
+        found = scan_ends(folder, name)
     digest = stats.get("tar_sha256") or (file_digest(folder, tar) if digests else None)
     return Shard(name, len(found), 0, tar_bytes, digest, stats.get("sidecar_bytes"), stats.get("sidecar_sha256")), found
 

@@ -97,6 +97,13 @@ def test_a_tar_that_changed_after_indexing_is_named(tmp_path: Path) -> None:
         shards.open(folder.url)[3]
 
 
+def test_a_shard_of_another_size_than_committed_is_not_indexed(own_shards: Folder) -> None:
+    path = Path(own_shards.path("00001.tar"))
+    path.write_bytes(path.read_bytes()[:-1024])
+    with pytest.raises(UserError, match=r"00001\.tar: this shard has \d+ bytes where its commit says \d+; make or"):
+        index.build(own_shards)
+
+
 def test_without_an_index_the_log_names_the_command(own_shards: Folder, caplog: pytest.LogCaptureFixture) -> None:
     own_shards.delete(INDEX)
     logging.getLogger("pairmill").propagate = True
