@@ -142,7 +142,8 @@ class Index:
 
     def _load(self, group: int) -> list[npt.NDArray[np.uint32]]:
         table = pq.ParquetFile(io.BytesIO(self._source)).read_row_group(group, columns=["ends"])
-        found = [scalar.values.to_numpy() for scalar in table.column("ends")]
+        # Not `to_numpy`, which imports pandas where there is one: a second until the first batch.
+        found = [np.from_dlpack(scalar.values).astype(np.int64, copy=False) for scalar in table.column("ends")]
         for shard, ends in zip(self.shards[group * SHARDS_PER_GROUP :], found, strict=False):
             if self._where and not _are_places(ends, shard.samples, shard.tar_bytes):
                 raise UserError(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import random
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -167,3 +171,14 @@ def test_after_the_source_it_is_a_webdataset_pipeline(corpus: Folder) -> None:
     assert ours["jpg"].dtype == np.uint8
     assert ours["jpg"].shape == (8, 8, 3)
     assert caption == ours["txt"] == ours["json"]["caption"] == facts["caption"]
+
+
+def test_the_first_batch_does_not_wait_for_pandas(corpus: Folder) -> None:
+    """pyarrow imports it, where there is one, to make a numpy array: a second of every start."""
+    script = (
+        "import sys; from shards.stream import ShardStream; "
+        f"next(iter(ShardStream({corpus.url!r}, global_batch_size=24))); "
+        "sys.exit('pandas' in sys.modules)"
+    )
+    assert importlib.util.find_spec("pandas") is not None
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
