@@ -10,6 +10,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from infra.errors import RunError, UserError
 from infra.logs import log
+from infra.memory import give_back
 from infra.storage import Folder
 from shards import sample as one_sample
 from shards.index import load_or_scan
@@ -140,6 +141,8 @@ class ShardStream(IterableDataset[list[Sample]]):
                 step = waiting.popleft()
                 batch = self._batch(step, ahead.take(step), reader)
                 self.advance((step.epoch, step.step))
+                if self._step == 0:
+                    give_back()
                 yield batch
             self._ended = True
         finally:
