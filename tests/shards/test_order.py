@@ -19,6 +19,13 @@ from shards.order import (
     substitute,
 )
 
+GOLDEN = [
+    [3, 12, 49, 39, 22, 27, 31, 16],
+    [10, 9, 40, 41, 23, 38, 18, 19],
+    [43, -1, -1, -1, 44, -1, -1, -1],
+]
+FAR = [9411128, 4638754, 54489350, 211346561, 362982596, 270751877, 362820392, 239651379]
+
 
 @st.composite
 def orders(draw: st.DrawFn, most: int = 3000) -> Order:
@@ -118,6 +125,14 @@ def test_hundreds_of_millions_without_allocating(samples: int, batch: tuple[int,
     # A lane's window holds all samples of its blocks' parts and no other.
     (one,) = order.walk(7, order.full_steps // 2, order.full_steps // 2 + 1)
     assert (one.first // MOST_BLOCK_SAMPLES == (one.stop - 1) // MOST_BLOCK_SAMPLES).all()
+
+
+def test_the_order_is_this_one() -> None:
+    """A run that goes on under a later version must find the order it began with."""
+    order = Order(samples=50, global_batch=8, lanes=4, block_samples=3, window_blocks=2, seed=7, remainder="keep")
+    assert [order.batch(2, step).tolist() for step in (0, 3, 6)] == GOLDEN
+    far = Order(400_000_000, 32_768, 1024, MOST_BLOCK_SAMPLES, seed=7).batch(1, 6000)
+    assert far[::4096].tolist() == FAR
 
 
 def test_epochs_and_seeds_differ() -> None:
