@@ -41,10 +41,19 @@ test: install-dev system-packages      ## the test suite, but for the long ones
 test-slow: install-dev                 ## the long ones
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m slow $(PYTEST_ARGS)
 
-# img2dataset holds webdataset below 0.3 in the tests' environment; what reads through it is tested with 1.x too.
-test-webdataset-1: install-dev         ## the stream's tests under webdataset 1.x
+# Packages that the tests and benchmarks read alone, each in a folder of its own: img2dataset holds webdataset below 0.3
+# in the environment, and Streaming would bring the clients of every cloud.
+$(VENV)/webdataset-1/.installed: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
-		--target $(VENV)/webdataset-1 webdataset==1.0.2
+		--target $(@D) webdataset==1.0.2
+	@touch $@
+
+$(VENV)/mosaicml-streaming/.installed: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(@D) mosaicml-streaming==0.13.0
+	@touch $@
+
+test-webdataset-1: install-dev $(VENV)/webdataset-1/.installed   ## the stream's tests under webdataset 1.x
 	PYTHONPATH=$(VENV)/webdataset-1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/shards \
 		tests/train/test_batches.py $(PYTEST_ARGS)
 
@@ -58,9 +67,12 @@ format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install-dev                     ## every benchmark that needs no accelerator; results on standard output
+BENCH_PARTS := $(addprefix benchmarks/,photographs.py peers.py tiny_shards.py)
+
+bench: install-dev $(VENV)/webdataset-1/.installed $(VENV)/mosaicml-streaming/.installed
+bench:                                 ## every benchmark that needs no accelerator; results on standard output
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[s3,dev,bench]'
-	for script in $(filter-out benchmarks/photographs.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out $(BENCH_PARTS),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(OUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
