@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar, cast
 
 import fsspec
+from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -78,9 +79,16 @@ class Folder:
         """
         return bool(self.fs.exists(self._inside(name)))
 
-    def size(self, name: str) -> int:
-        """Return the size of a file in bytes. Raises FileNotFoundError."""
-        return int(self.fs.size(self._inside(name)))
+    def size(self, name: str, timeout_s: float | None = None) -> int:
+        """Return the size of a file in bytes, within `timeout_s` as `read_range`.
+
+        Raises:
+            FileNotFoundError, TimeoutError.
+        """
+        path = self._inside(name)
+        if timeout_s is None or not self.fs.async_impl:
+            return int(self.fs.size(path))
+        return int(sync(self.fs.loop, self.fs._size, path, timeout=timeout_s))
 
     def names(self, suffix: str = "") -> list[str]:
         """Return the sorted names of the files in the folder that end in `suffix`; [] without a folder.
@@ -105,12 +113,23 @@ class Folder:
             return bytes(self.fs.cat_file(self._inside(name)))
         return patiently(f"{self.url}: cannot be read", lambda: bytes(self.fs.cat_file(self._inside(name))))
 
-    def read_range(self, name: str, start: int, end: int) -> bytes:
-        """Return bytes `[start, end)` of a file in one ranged read. Raises FileNotFoundError."""
+    def read_range(self, name: str, start: int, end: int, timeout_s: float | None = None) -> bytes:
+        """Return bytes `[start, end)` of a file in one ranged read.
+
+        On an object store (any asynchronous filesystem) it may take `timeout_s` seconds, all tries of the
+        store's client included; without, the client alone decides.
+
+        Raises:
+            FileNotFoundError, TimeoutError.
+        """
+        path = self._inside(name)
         if self.is_local:
-            with Path(self._inside(name)).open("rb", buffering=0) as file:
+            with Path(path).open("rb", buffering=0) as file:
                 return os.pread(file.fileno(), end - start, start)
-        return bytes(self.fs.cat_file(self._inside(name), start=start, end=end))
+        if timeout_s is None or not self.fs.async_impl:
+            return bytes(self.fs.cat_file(path, start=start, end=end))
+        # The clients' own limits are for a silent socket, and are multiplied by their nested retries.
+        return bytes(sync(self.fs.loop, self.fs._cat_file, path, start=start, end=end, timeout=timeout_s))
 
     def read_json(self, name: str) -> Any:
         """Return a JSON file's value. Raises FileNotFoundError, and RunError if it is not JSON."""

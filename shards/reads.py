@@ -1,4 +1,4 @@
-"""Ranged reads of samples: retried while the storage stalls, read ahead within a bound of bytes."""
+"""Ranged reads of samples: retried while the storage stalls, through a disk cache if there is one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import importlib
 import random
 import threading
 import time
-from collections import defaultdict
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +18,22 @@ import numpy.typing as npt
 from infra.errors import RunError
 from infra.logs import log
 from infra.storage import Folder
+from shards.cache import DiskCache
 from shards.index import Index, Shard
-from shards.order import Step
+from shards.order import MOST_BLOCK_SAMPLES
 
-PATIENCE_S = 30.0
-"""How long a failing read is tried again by default."""
+PATIENCE_S = 120.0
+"""How long a failing read is tried again by default: a store that is away for 30 s, and one try that hung
+before, are to cost time and not the run."""
+READ_TIMEOUT_S = 30.0
+"""How long a read from an object store may take by default, and `1 / SLOWEST_BYTES_S` more for each byte."""
+SLOWEST_BYTES_S = 2**20
+"""What one read brings in a second at the least; a slower one is a stalled one, in bytes a second."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 4.0
+LEAST_S = 1.0
+"""What the last try gets of its time, however little patience is left, in seconds."""
+TELLS_EVERY_S = 10.0
+"""How often the log says that reads fail, in seconds."""
 _LOST = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
@@ -60,9 +69,26 @@ class Piece:
 class Reader:
     """Reads runs of samples from a folder."""
 
-    def __init__(self, folder: Folder, index: Index, patience_s: float) -> None:
-        """Read `folder`, of `index`; a read that fails is tried again for `patience_s` seconds."""
-        self.folder, self.index, self.patience_s = folder, index, patience_s
+    def __init__(
+        self,
+        folder: Folder,
+        index: Index,
+        patience_s: float = PATIENCE_S,
+        *,
+        timeout_s: float = READ_TIMEOUT_S,
+        cache: DiskCache | None = None,
+        block_samples: int = MOST_BLOCK_SAMPLES,
+    ) -> None:
+        """Read `folder`, of `index`.
+
+        A read that fails is tried again for `patience_s` seconds after it first did; one from an object store
+        fails when it takes `timeout_s`. With a `cache`, what is read and kept there is whole blocks of
+        `block_samples` samples.
+        """
+        self.folder, self.index, self.patience_s, self.timeout_s = folder, index, patience_s, timeout_s
+        self.cache, self.block_samples = cache, block_samples
+        self._has_warned, self._tells_again_at = False, 0.0
+        self._closed = threading.Event()
         self._lost: dict[str, UnreadableShardError] = {}
         self._measured: set[str] = set()
         self._index_lock = threading.Lock()
@@ -71,9 +97,8 @@ class Reader:
         """Return how many bytes the samples `[first, stop)` take."""
         total = 0
         for number, row, last in self.index.pieces(first, stop):
-            with self._index_lock:
-                ends = self.index.ends(number, max(0, row - 1), last)
-            total += int(ends[-1]) - (int(ends[0]) if row else 0)
+            bounds = self._bounds(number, row, last)
+            total += int(bounds[-1] - bounds[0])
         return total
 
     def read(self, first: int, stop: int) -> list[Piece]:
@@ -81,46 +106,80 @@ class Reader:
 
         A shard that stays unreadable gives a piece with its `fault` set.
         """
-        pieces, at = [], first
-        for shard, start, end, ends in self._ranges(first, stop):
-            fault = self._lost.get(shard.name)
-            data = b""
+        pieces = []
+        for number, row, last in self.index.pieces(first, stop):
+            shard = self.index.shards[number]
+            fault, data = self._lost.get(shard.name), b""
             if fault is None:
                 try:
-                    data = self._bytes(shard, start, end)
+                    data = self._rows(number, row, last)
                 except UnreadableShardError as error:
-                    fault = self._lost[shard.name] = error
-            url = self.folder.path(shard.tar)
-            pieces.append(Piece(shard, url, at, (ends - start).tolist(), data, fault))
-            at += len(ends)
+                    fault = self._lost.setdefault(shard.name, error)
+                    if fault is error and not self._closed.is_set():
+                        log.warning("%s", error)
+            bounds = self._bounds(number, row, last)
+            ends, url = (bounds[1:] - bounds[0]).tolist(), self.folder.path(shard.tar)
+            pieces.append(Piece(shard, url, shard.first_sample + row, ends, data, fault))
         return pieces
 
-    def _ranges(self, first: int, stop: int) -> list[tuple[Shard, int, int, npt.NDArray[np.int64]]]:
-        ranges = []
-        for number, row, last in self.index.pieces(first, stop):
-            with self._index_lock:
-                ends = self.index.ends(number, max(0, row - 1), last)
-            start, ends = (int(ends[0]), ends[1:]) if row else (0, ends)
-            ranges.append((self.index.shards[number], start, int(ends[-1]), ends))
-        return ranges
+    def close(self) -> None:
+        """Have reads under way on other threads fail instead of being tried again."""
+        self._closed.set()
+
+    def _bounds(self, number: int, row: int, last: int) -> npt.NDArray[np.int64]:
+        """Return where rows `[row, last)` of the `number`-th shard begin in its tar, and where the last one ends."""
+        with self._index_lock:
+            ends = self.index.ends(number, max(0, row - 1), last)
+        return ends if row else np.concatenate([[0], ends])
+
+    def _rows(self, number: int, row: int, last: int) -> bytes:
+        """Return the bytes of rows `[row, last)` of a shard: from the blocks in the cache where there is one."""
+        shard, cache = self.index.shards[number], self.cache
+        if cache is not None and shard.tar_sha256 is None:
+            self._warn_of_no_digest(shard)
+            cache = None
+        if cache is None:
+            bounds = self._bounds(number, row, last)
+            return self._bytes(shard, int(bounds[0]), int(bounds[-1]))
+        parts = []
+        for low, high in _blocks(shard, row, last, self.block_samples):
+            bounds = self._bounds(number, low, high)
+            start, end = int(bounds[0]), int(bounds[-1])
+            key = f"{shard.tar_sha256} {shard.tar_bytes} {start} {end}"
+            data = cache.get(key, end - start)
+            if data is None:
+                data = self._bytes(shard, start, end)
+                cache.put(key, data)
+            parts.append(data[int(bounds[max(low, row) - low]) - start : int(bounds[min(high, last) - low]) - start])
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _warn_of_no_digest(self, shard: Shard) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "%s: without a digest in the index its samples are not cached, nor those of others like it; "
+                "make an index with digests: `pairmill index %s --digests`",
+                self.folder.path(shard.tar),
+                self.folder.url,
+            )
 
     def _bytes(self, shard: Shard, start: int, end: int) -> bytes:
         """Read a range, trying again while that can help.
 
         Raises:
             UnreadableShardError: the file is gone, forbidden or of another size than the index says, or it
-            stayed
-                unreadable for `patience_s`.
+                stayed unreadable for `patience_s`.
         """
         where, pause = self.folder.path(shard.tar), FIRST_PAUSE_S
-        deadline = time.monotonic() + self.patience_s
+        deadline: float | None = None
+        limit_s = self.timeout_s + (end - start) / SLOWEST_BYTES_S
         while True:
             try:
                 if shard.name not in self._measured:
                     # Before the first read: a shard is as indexed or lost as a whole, whoever reads which part first.
                     self._check_size(shard)
                     self._measured.add(shard.name)
-                data = self.folder.read_range(shard.tar, start, end)
+                data = self.folder.read_range(shard.tar, start, end, limit_s)
                 if len(data) == end - start:
                     return data
                 self._check_size(shard)
@@ -129,96 +188,30 @@ class Reader:
                 raise UnreadableShardError(_unreadable(where, error)) from error
             except UnreadableShardError:
                 raise
+            except TimeoutError:
+                problem = TimeoutError(f"not read within {limit_s:.0f} s")
             except Exception as error:
                 if not is_transient(error):
                     raise
                 problem = error
-            if time.monotonic() + pause > deadline:
-                raise UnreadableShardError(_unreadable(where, problem)) from problem
-            log.warning("%s: a read failed (%s); trying again", where, _words(problem))
+            now = time.monotonic()
+            deadline = deadline or now + self.patience_s
             # Jitter alone is drawn here: ranks that were refused together should not come back together.
-            time.sleep(pause * random.uniform(0.5, 1.0))
+            if now + pause > deadline or self._closed.wait(pause * random.uniform(0.5, 1.0)):
+                raise UnreadableShardError(_unreadable(where, problem)) from problem
+            if now >= self._tells_again_at:
+                self._tells_again_at = now + TELLS_EVERY_S
+                log.warning("%s: a read failed (%s); trying again", where, _words(problem))
+            limit_s = min(limit_s, max(LEAST_S, deadline - time.monotonic()))
             pause = min(pause * 2, LONGEST_PAUSE_S)
 
     def _check_size(self, shard: Shard) -> None:
-        found = self.folder.size(shard.tar)
+        found = self.folder.size(shard.tar, self.timeout_s)
         if found != shard.tar_bytes:
             raise UnreadableShardError(
                 f"{self.folder.path(shard.tar)}: this shard has {found} bytes where the index says "
                 f"{shard.tar_bytes}; restore it, or if it is meant to be so `pairmill index {self.folder.url}`"
             )
-
-
-Run = tuple[int, int]
-"""Epoch, and number of the run in it."""
-
-
-class _Coming(NamedTuple):
-    """A run that is being read: place `place` of what the future brings."""
-
-    future: Future[list[list[Piece]]]
-    place: int
-
-
-class ReadAhead:
-    """Holds the runs that coming steps need, and reads them in the background in the order of first need.
-
-    From a local disk the runs of one step are read one after another, by one thread: handing each to a thread of its
-    own would cost more than to read it. Elsewhere all are under way at once, as far as there are threads.
-    """
-
-    def __init__(self, reader: Reader, threads: int) -> None:
-        self.reader = reader
-        self.ahead_bytes = 0
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shard-read")
-        self._runs: dict[Run, list[Piece] | _Coming] = {}
-        self._brings: dict[tuple[int, int], int] = {}
-        self._ends: defaultdict[tuple[int, int], list[Run]] = defaultdict(list)
-
-    def request(self, step: Step) -> None:
-        """Start reading what `step` needs and no earlier step did."""
-        epoch, first, stop, until = step.epoch, step.first, step.stop, step.until
-        new, bounds, size = [], [], 0
-        for run, place in dict(zip(step.run.tolist(), range(len(step.run)), strict=True)).items():
-            name = (epoch, run)
-            if name in self._runs:
-                continue
-            self._runs[name] = []
-            new.append(name)
-            bounds.append((int(first[place]), int(stop[place])))
-            size += self.reader.size(*bounds[-1])
-            self._ends[epoch, int(until[place])].append(name)
-        each = max(1, len(bounds)) if self.reader.folder.is_local else 1
-        for start in range(0, len(bounds), each):
-            future = self._pool.submit(self._read, bounds[start : start + each])
-            for place, name in enumerate(new[start : start + each]):
-                self._runs[name] = _Coming(future, place)
-        self._brings[epoch, step.step] = size
-        self.ahead_bytes += size
-
-    def take(self, step: Step) -> list[Piece]:
-        """Return the piece that holds each of the step's samples, waiting for those on their way, `[B]`.
-
-        The memory of runs that no later step needs is let go.
-        """
-        self.ahead_bytes -= self._brings.pop((step.epoch, step.step))
-        taken = []
-        for run, sample in zip(step.run.tolist(), step.sample.tolist(), strict=True):
-            pieces = self._runs[step.epoch, run]
-            if isinstance(pieces, _Coming):
-                pieces = self._runs[step.epoch, run] = pieces.future.result()[pieces.place]
-            piece = pieces[-1]
-            taken.append(piece if piece.first <= sample else next(p for p in reversed(pieces) if p.first <= sample))
-        for name in self._ends.pop((step.epoch, step.step), ()):
-            del self._runs[name]
-        return taken
-
-    def _read(self, bounds: list[tuple[int, int]]) -> list[list[Piece]]:
-        return [self.reader.read(first, stop) for first, stop in bounds]
-
-    def close(self) -> None:
-        """Drop what is not begun and wait for no one."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -238,6 +231,13 @@ def _client_errors() -> tuple[type[BaseException], ...]:
         exceptions = importlib.import_module("botocore.exceptions")
         found += [exceptions.BotoCoreError, exceptions.ClientError]
     return tuple(found)
+
+
+def _blocks(shard: Shard, row: int, last: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield, cut at the shard's ends, the rows `[low, high)` of the blocks that rows `[row, last)` lie in."""
+    offset = shard.first_sample
+    for block in range((offset + row) // size, (offset + last - 1) // size + 1):
+        yield max(0, block * size - offset), min(shard.samples, (block + 1) * size - offset)
 
 
 def _unreadable(where: str, error: BaseException) -> str:

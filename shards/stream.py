@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +15,8 @@ from infra.logs import log
 from infra.memory import give_back
 from infra.storage import Folder
 from shards import sample as one_sample
+from shards.ahead import ReadAhead
+from shards.cache import CACHE_BYTES, DiskCache
 from shards.index import load_or_scan
 from shards.order import (
     WINDOW_BLOCKS,
@@ -23,7 +27,7 @@ from shards.order import (
     default_lanes,
     substitute,
 )
-from shards.reads import PATIENCE_S, Piece, ReadAhead, Reader, UnreadableShardError
+from shards.reads import PATIENCE_S, READ_TIMEOUT_S, Piece, Reader, UnreadableShardError
 
 Sample = dict[str, Any]
 
@@ -72,6 +76,9 @@ class ShardStream(IterableDataset[list[Sample]]):
         read_ahead_bytes: int = READ_AHEAD_BYTES,
         read_threads: int = READ_THREADS,
         patience_s: float = PATIENCE_S,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        cache_folder: str | os.PathLike[str] | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         """Open the folder and read its index; no sample is read yet.
 
@@ -80,6 +87,11 @@ class ShardStream(IterableDataset[list[Sample]]):
         `needs` names the members a sample must have (`image` for any image). `skip_unreadable` makes holes of
         the samples of a shard that stays unreadable for `patience_s` seconds, instead of ending the run.
         Beyond the windows in use, `read_ahead_bytes` are read ahead on `read_threads` threads.
+
+        A read that fails is tried again for `patience_s` seconds; one from an object store that takes longer
+        than `read_timeout_s` (and a second for each MiB) has failed. What is read is kept in `cache_folder`, on
+        a local disk, within `cache_bytes`: all ranks and loader workers of a node may share it, and other
+        streams with it (see `shards.cache`).
 
         Raises:
             UserError: no shards, an index of another version, a batch, rank or world size that does not work
@@ -90,6 +102,8 @@ class ShardStream(IterableDataset[list[Sample]]):
         self.rank, self.world_size, self.epochs, self.decode = rank, world_size, epochs, decode
         self.needs, self.skip_unreadable = needs, skip_unreadable
         self.read_ahead_bytes, self.read_threads, self.patience_s = read_ahead_bytes, read_threads, patience_s
+        self.read_timeout_s, self.cache_folder, self.cache_bytes = read_timeout_s, cache_folder, cache_bytes
+        self._opened_s = time.time()  # for the cache: what is used from here on stays
         self.holes = 0
         self.index = load_or_scan(self.folder)
         samples = self.index.samples
@@ -125,7 +139,7 @@ class ShardStream(IterableDataset[list[Sample]]):
             UserError: in a loader worker, when lanes and workers do not work out.
         """
         lanes = self._lanes_here()
-        reader = Reader(Folder(self.folder.url), self.index, self.patience_s)
+        reader = self._reader()
         ahead = ReadAhead(reader, self.read_threads)
         steps, waiting = self._steps(self._last_epoch(), lanes), deque[Step]()
         try:
@@ -214,6 +228,15 @@ class ShardStream(IterableDataset[list[Sample]]):
         start = (self.rank * count + number) * each
         return range(start, start + each)
 
+    def _reader(self) -> Reader:
+        where, cache = self.cache_folder, None
+        if where is not None:
+            cache = DiskCache(where, self.cache_bytes, self._opened_s)
+        return Reader(
+            Folder(self.folder.url), self.index, self.patience_s,
+            timeout_s=self.read_timeout_s, cache=cache, block_samples=self.order.block_samples,
+        )  # fmt: skip
+
     def _last_epoch(self) -> int:
         """Return the epoch to stop before: the next whole number of passes of `epochs` epochs."""
         passes = -(-(self._epoch + (self._step > 0)) // self.epochs)
@@ -261,7 +284,7 @@ class ShardStream(IterableDataset[list[Sample]]):
         Raises:
             RunError: all were tried.
         """
-        reader = reader or Reader(Folder(self.folder.url), self.index, self.patience_s)
+        reader = reader or self._reader()
         for number in substitute(hole, self.order.samples):
             (piece,) = reader.read(number, number + 1)
             try:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from infra.config import Config, knob
+from shards.cache import CACHE_BYTES
 from train.augment import AugmentConfig
 from train.length import Length
 from train.model import ModelConfig
@@ -31,6 +32,10 @@ class DataConfig(Config):
     )
     caption_limit: int = Field(default=1_000_000, ge=1, description="captions read to train a vocabulary")
     cache_bytes: int = knob(256 * 2**20, "decoded pictures kept in memory on each rank, bytes", ge=0)
+    stream_cache: str = knob(
+        "", "local folder that keeps what was read of `folder`, for all ranks of a node; empty: none"
+    )
+    stream_cache_bytes: int = knob(CACHE_BYTES, "bound of that folder, bytes", ge=0)
     threads: int = knob(2, "threads that decode and crop, on each rank", ge=1)
     prefetch: int = knob(3, "batches prepared ahead, on each rank", ge=1)
 

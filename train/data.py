@@ -217,6 +217,8 @@ def open_stream(config: DataConfig, rank: int = 0, world_size: int = 1) -> Shard
         world_size=world_size,
         seed=config.seed,
         epochs=ENDLESS_EPOCHS,
+        cache_folder=config.stream_cache or None,
+        cache_bytes=config.stream_cache_bytes,
     )
 
 
@@ -225,7 +227,7 @@ def captions(folder: str, limit: int | None = None) -> list[str]:
 
     A sample that cannot be read gives an empty caption, so that positions stay those of the index.
     """
-    reader = Reader(Folder(folder), load_or_scan(Folder(folder)), patience_s=30.0)
+    reader = Reader(Folder(folder), load_or_scan(Folder(folder)))
     count = min(reader.index.samples, limit or reader.index.samples)
     found: list[str] = []
     for first in range(0, count, CAPTIONS_AT_ONCE):
