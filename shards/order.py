@@ -152,16 +152,23 @@ class Order:
         lane = np.repeat(np.arange(lanes.start, lanes.stop, dtype=np.int64), a_step)
         turn = np.tile(np.arange(a_step, dtype=np.int64), len(lanes))
         steps = np.arange(start, stop, dtype=np.int64)[:, None]
-        within = steps * a_step + turn  # [S, B], counted in the lane
-        lane_start = lane * (self.full_steps * a_step)
-        number, opens, closes = self._windows(lane, within)
-        keys = _key(self.seed, epoch, 1, lane, number)
-        moved = opens + permute(within - opens, closes - opens, keys)
-        sample, run, first, end = self._runs(epoch, lane_start + moved, lane_start + opens, lane_start + closes)
+        sample, run, first, end, closes = self.locate(epoch, lane, steps * a_step + turn)
         until = (closes - 1) // a_step
         slot = lane * a_step + turn
         for row, step in enumerate(range(start, stop)):
             yield Step(epoch, step, slot, sample[row], run[row], first[row], end[row], until[row])
+
+    def locate(self, epoch: int, lane: Ints, within: Ints) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+        """Return what stands at places of an epoch: sample, run, the run's first and stop, the end of its window.
+
+        `within` counts a lane's places from 0, and so does the end of the window, which is the first place that
+        needs the run no more. Both arguments broadcast.
+        """
+        lane_start = lane * (self.full_steps * self.lane_slots)
+        number, opens, closes = self._windows(lane, within)
+        keys = _key(self.seed, epoch, 1, lane, number)
+        moved = opens + permute(within - opens, closes - opens, keys)
+        return *self._runs(epoch, lane_start + moved, lane_start + opens, lane_start + closes), closes
 
     def _windows(self, lane: Ints, within: Ints) -> tuple[Ints, Ints, Ints]:
         """Return number, start and end of the window that each place in a lane lies in.
