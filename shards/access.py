@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-
 from infra.storage import Folder
 from shards import sample
-from shards.index import load_or_scan, scan_samples
-from shards.layout import KEY_ROW_DIGITS, RETRY, Status
+from shards.index import load_or_scan
+from shards.keys import keys_in
+from shards.layout import KEY_ROW_DIGITS, RETRY
 from shards.reads import PATIENCE_S, Reader
 
 
@@ -97,13 +94,6 @@ class Samples:
 
     def _keys_of(self, place: int) -> dict[str, int]:
         if place not in self._keys:
-            shard = self.index.shards[place]
-            if shard.sidecar_bytes is not None:
-                columns = io.BytesIO(self.folder.read(f"{shard.name}.parquet"))
-                table = pq.read_table(columns, columns=["key", "status"])
-                kept = np.array(table["status"].to_pylist()) == Status.SUCCESS.value
-                keys = [key for key, is_kept in zip(table["key"].to_pylist(), kept, strict=True) if is_kept]
-            else:
-                keys = [key for key, _ in scan_samples(self.folder, shard.name)]
+            keys = keys_in(self.folder, self.index.shards[place])
             self._keys[place] = {key: row for row, key in enumerate(keys)}
         return self._keys[place]

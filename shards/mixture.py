@@ -20,7 +20,8 @@ from shards.order import Ints, Order, Step
 
 PLACES = 1000
 """Length of the pattern: shares are whole thousandths."""
-_GOLDEN_PLACES = 618
+_GOLDEN_PLACES = 619
+"""From one lane's place in the pattern to the next one's: the golden ratio's part of it, prime to its length."""
 _CHUNK_SLOTS = 1 << 16
 
 

@@ -20,6 +20,7 @@ from infra.logs import log
 from infra.storage import Folder
 from shards.cache import DiskCache
 from shards.index import Index, Shard
+from shards.kept import KeepList
 from shards.order import MOST_BLOCK_SAMPLES
 
 PATIENCE_S = 120.0
@@ -32,6 +33,8 @@ SLOWEST_BYTES_S = 2**20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 4.0
 LEAST_S = 1.0
 """What the last try gets of its time, however little patience is left, in seconds."""
+LARGEST_GAP_BYTES = 2**18
+"""What is read in vain between two kept samples rather than reading twice, in bytes."""
 TELLS_EVERY_S = 10.0
 """How often the log says that reads fail, in seconds."""
 _LOST = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -78,8 +81,9 @@ class Reader:
         timeout_s: float = READ_TIMEOUT_S,
         cache: DiskCache | None = None,
         block_samples: int = MOST_BLOCK_SAMPLES,
+        kept: KeepList | None = None,
     ) -> None:
-        """Read `folder`, of `index`.
+        """Read `folder`, of `index`; of a run only what is `kept`, and short gaps between it.
 
         A read that fails is tried again for `patience_s` seconds after it first did; one from an object store
         fails when it takes `timeout_s`. With a `cache`, what is read and kept there is whole blocks of
@@ -87,6 +91,7 @@ class Reader:
         """
         self.folder, self.index, self.patience_s, self.timeout_s = folder, index, patience_s, timeout_s
         self.cache, self.block_samples = cache, block_samples
+        self._kept, self._gap = kept, max(1, int(LARGEST_GAP_BYTES * index.samples / max(1, index.tar_bytes)))
         self._has_warned, self._tells_again_at = False, 0.0
         self._closed = threading.Event()
         self._lost: dict[str, UnreadableShardError] = {}
@@ -96,7 +101,7 @@ class Reader:
     def size(self, first: int, stop: int) -> int:
         """Return how many bytes the samples `[first, stop)` take."""
         total = 0
-        for number, row, last in self.index.pieces(first, stop):
+        for number, row, last in self._pieces(first, stop):
             bounds = self._bounds(number, row, last)
             total += int(bounds[-1] - bounds[0])
         return total
@@ -107,7 +112,7 @@ class Reader:
         A shard that stays unreadable gives a piece with its `fault` set.
         """
         pieces = []
-        for number, row, last in self.index.pieces(first, stop):
+        for number, row, last in self._pieces(first, stop):
             shard = self.index.shards[number]
             fault, data = self._lost.get(shard.name), b""
             if fault is None:
@@ -125,6 +130,15 @@ class Reader:
     def close(self) -> None:
         """Have reads under way on other threads fail instead of being tried again."""
         self._closed.set()
+
+    def _pieces(self, first: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (shard, first row, row after last) of what a run takes."""
+        if self._kept is None or stop - first == 1:
+            yield from self.index.pieces(first, stop)
+            return
+        numbers = self._kept.between(first, stop)
+        for stretch in np.split(numbers, np.flatnonzero(np.diff(numbers) > self._gap) + 1):
+            yield from self.index.pieces(int(stretch[0]), int(stretch[-1]) + 1)
 
     def _bounds(self, number: int, row: int, last: int) -> npt.NDArray[np.int64]:
         """Return where rows `[row, last)` of the `number`-th shard begin in its tar, and where the last one ends."""

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import replace
 
-from torch.utils.data import IterableDataset, get_worker_info
+import numpy as np
 
 from infra.errors import RunError, UserError
 from infra.logs import log
-from infra.memory import give_back
 from infra.storage import Folder
+from shards import kept
 from shards import sample as one_sample
-from shards.ahead import ReadAhead
+from shards.ahead import ReadAhead, Wanted, read_ahead
+from shards.batches import Batches, Place, Sample, SampleSource, Work
 from shards.cache import CACHE_BYTES, DiskCache
 from shards.index import load_or_scan
+from shards.kept import KeepList
 from shards.order import (
     WINDOW_BLOCKS,
     Order,
@@ -29,15 +31,15 @@ from shards.order import (
 )
 from shards.reads import PATIENCE_S, READ_TIMEOUT_S, Piece, Reader, UnreadableShardError
 
-Sample = dict[str, Any]
-
+Decode = Callable[[Sample], None]
+"""Changes a sample in place; one for which it raises BadSampleError is a hole. `__epoch__` and `__key__` are there."""
 READ_AHEAD_BYTES = 128 * 2**20
 READ_THREADS = 8
-MOST_STEPS_AHEAD = 256
+__all__ = ["Decode", "Sample", "SampleSource", "ShardStream"]
 _ORDER_STATE = ("samples", "global_batch", "lanes", "block_samples", "window_blocks")
 
 
-class ShardStream(IterableDataset[list[Sample]]):
+class ShardStream(Batches):
     """This rank's batches of a shard folder, as lists of sample dictionaries in slot order.
 
     A sample has `__key__`, `__url__` (its tar), the bytes of its members by extension (`jpg`, `txt`, `json`),
@@ -66,7 +68,9 @@ class ShardStream(IterableDataset[list[Sample]]):
         world_size: int = 1,
         seed: int = 0,
         epochs: int = 1,
-        decode: bool = False,
+        decode: bool | Decode = False,
+        decode_threads: int = 0,
+        keep: KeepList | str | os.PathLike[str] | None = None,
         lanes: int | None = None,
         block_samples: int | None = None,
         window_blocks: int | None = None,
@@ -82,8 +86,11 @@ class ShardStream(IterableDataset[list[Sample]]):
     ) -> None:
         """Open the folder and read its index; no sample is read yet.
 
-        `decode` turns images to uint8 RGB `[H, W, 3]`, `txt` to str and `json` to its value. `lanes`,
-        `block_samples` and `window_blocks` belong to the order (see `shards.order`), as `remainder` does.
+        `decode` turns images to uint8 RGB `[H, W, 3]`, `txt` to str and `json` to its value; a function is called
+        with each sample instead (`shards.pictures.RandomCrop` is one), in `decode_threads` threads if there are
+        any. `keep` takes a part of the samples alone: a file of keys (see `shards.kept.load`), or a `KeepList`.
+
+        `lanes`, `block_samples` and `window_blocks` belong to the order (see `shards.order`), as `remainder` does.
         `needs` names the members a sample must have (`image` for any image). `skip_unreadable` makes holes of
         the samples of a shard that stays unreadable for `patience_s` seconds, instead of ending the run.
         Beyond the windows in use, `read_ahead_bytes` are read ahead on `read_threads` threads.
@@ -95,86 +102,51 @@ class ShardStream(IterableDataset[list[Sample]]):
 
         Raises:
             UserError: no shards, an index of another version, a batch, rank or world size that does not work
-            out.
+            out, a keep list that is none of this folder.
         """
-        super().__init__()
+        super().__init__(
+            rank=rank, world_size=world_size, epochs=epochs, global_batch=global_batch_size,
+            decode_threads=decode_threads,
+        )  # fmt: skip
         self.folder = folder if isinstance(folder, Folder) else Folder(folder)
-        self.rank, self.world_size, self.epochs, self.decode = rank, world_size, epochs, decode
-        self.needs, self.skip_unreadable = needs, skip_unreadable
+        self.decode, self.needs, self.skip_unreadable = decode, needs, skip_unreadable
         self.read_ahead_bytes, self.read_threads, self.patience_s = read_ahead_bytes, read_threads, patience_s
         self.read_timeout_s, self.cache_folder, self.cache_bytes = read_timeout_s, cache_folder, cache_bytes
         self._opened_s = time.time()  # for the cache: what is used from here on stays
-        self.holes = 0
         self.index = load_or_scan(self.folder)
-        samples = self.index.samples
-        if global_batch_size < 1 or world_size < 1 or not 0 <= rank < world_size or epochs < 1:
-            raise UserError(
-                f"global batch {global_batch_size}, rank {rank} of {world_size}, {epochs} epochs: "
-                "batch, world size and epochs start at 1, ranks count from 0"
-            )
+        self.kept = keep if isinstance(keep, KeepList) or keep is None else kept.load(keep, self.folder, self.index)
+        samples = self.index.samples if self.kept is None else len(self.kept)
         lanes = lanes or default_lanes(global_batch_size)
-        a_sample = self.index.tar_bytes / max(1, samples)
+        a_sample = self.index.tar_bytes / max(1, self.index.samples)
         block_samples = block_samples or default_block_samples(samples, global_batch_size, lanes, a_sample)
         self.order = Order(
             samples, global_batch_size, lanes, block_samples, window_blocks or WINDOW_BLOCKS, seed, remainder
         )
         self._lanes_of(world_size)
-        self._epoch = self._step = 0
-        self._ended = False
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a step over all ranks."""
+        return self.order.global_batch
+
+    @property
+    def lanes(self) -> int:
+        """Lanes that ranks and loader workers share."""
+        return self.order.lanes
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches of an epoch, the same on every rank."""
         return self.order.steps
 
-    def __len__(self) -> int:
-        """Batches of all `epochs` epochs on this rank, from the first."""
-        return self.epochs * self.order.steps
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        """Yield the batches from where the stream stands to the end of its epochs.
-
-        Raises:
-            RunError: a shard stays unreadable (and `skip_unreadable` is off); the message names it.
-            UserError: in a loader worker, when lanes and workers do not work out.
-        """
-        lanes = self._lanes_here()
-        reader = self._reader()
-        ahead = ReadAhead(reader, self.read_threads)
-        steps, waiting = self._steps(self._last_epoch(), lanes), deque[Step]()
-        try:
-            while True:
-                while len(waiting) <= MOST_STEPS_AHEAD and (not waiting or ahead.ahead_bytes < self.read_ahead_bytes):
-                    step = next(steps, None)
-                    if step is None:
-                        break
-                    ahead.request(step)
-                    waiting.append(step)
-                if not waiting:
-                    break
-                step = waiting.popleft()
-                batch = self._batch(step, ahead.take(step), reader)
-                self.advance((step.epoch, step.step))
-                if self._step == 0:
-                    give_back()
-                yield batch
-            self._ended = True
-        finally:
-            ahead.close()
-
-    def samples(self) -> Iterator[Sample]:
-        """Yield the samples of this rank's batches one by one."""
-        for batch in self:
-            yield from batch
-
-    def source(self) -> SampleSource:
-        """Return this stream as a source: `wds.DataPipeline(stream.source(), wds.map(...), ...)`."""
-        return SampleSource(self)
-
     def state_dict(self) -> dict[str, int]:
         """Return where the stream stands, and what its order is made of: a few whole numbers."""
-        order = {name: int(getattr(self.order, name)) for name in _ORDER_STATE}
-        return {"seed": self.order.seed, "epoch": self._epoch, "step": self._step, **order}
+        return {"seed": self.order.seed, "epoch": self._epoch, "step": self._step, **self.order_state()}
+
+    def order_state(self) -> dict[str, int]:
+        """Return what the order is made of, but for its seed."""
+        digest = {} if self.kept is None else {"kept": self.kept.digest}
+        return {name: int(getattr(self.order, name)) for name in _ORDER_STATE} | digest
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from `state`, at whatever world size or worker count it was taken.
@@ -182,68 +154,49 @@ class ShardStream(IterableDataset[list[Sample]]):
         Seed, lanes, block and window are taken over from it.
 
         Raises:
-            UserError: it belongs to another corpus or global batch, or its lanes do not fit this world size.
+            UserError: it belongs to another corpus, keep list or global batch, or its lanes do not fit this world
+            size.
         """
+        self.load_order_state(state, state["seed"])
+        self._stand_at(state["epoch"], state["step"])
+
+    def load_order_state(self, state: dict[str, int], seed: int) -> None:
+        """Take over what an order is made of; raises UserError as `load_state_dict` does."""
         for name, what in (("samples", "samples in the corpus"), ("global_batch", "global batch")):
             now = getattr(self.order, name)
             if state.get(name, now) != now:
                 raise UserError(f"stream state: {what}: {state[name]} there, {now} now; resume on the same")
+        if state.get("kept") != (self.kept.digest if self.kept is not None else None):
+            raise UserError("stream state: it was taken with another keep list, or one of the two has none")
         order = {name: state.get(name, getattr(self.order, name)) for name in _ORDER_STATE}
-        self.order = Order(**order, seed=state["seed"], remainder=self.order.remainder)
+        self.order = Order(**order, seed=seed, remainder=self.order.remainder)
         self._lanes_of(self.world_size)
-        self._epoch, self._step, self._ended = state["epoch"], state["step"], False
-        if self._step >= self.order.steps:
-            self._epoch, self._step = self._epoch + 1, 0
 
-    def check_workers(self, workers: int) -> None:
-        """Make sure that every rank's lanes can be shared by `workers` loader processes. Raises UserError."""
-        self._lanes_of(self.world_size * max(1, workers))
-
-    def remaining(self) -> Iterator[tuple[int, int]]:
-        """Yield (epoch, step) of what iterating would give, without reading: for readers elsewhere."""
-        start, last_epoch = self._step, self._last_epoch()
-        for epoch in range(self._epoch, last_epoch):
-            yield from ((epoch, step) for step in range(start, self.order.steps))
-            start = 0
-        self._ended = True
-
-    def advance(self, done: tuple[int, int]) -> None:
-        """Stand after the batch of (epoch, step) `done`."""
-        epoch, step = done
-        self._epoch, self._step = (epoch + 1, 0) if step + 1 == self.order.steps else (epoch, step + 1)
-
-    def _lanes_of(self, parts: int) -> int:
-        """Return how many lanes each of `parts` readers has. Raises UserError if they cannot be equal."""
-        if self.order.lanes % parts:
-            raise UserError(
-                f"global batch {self.order.global_batch} in {self.order.lanes} lanes cannot be shared by "
-                f"{self.world_size} ranks ({parts} readers); take a batch, or lanes, that {parts} divides"
-            )
-        return self.order.lanes // parts
-
-    def _lanes_here(self) -> range:
-        worker = get_worker_info()
-        number, count = (worker.id, worker.num_workers) if worker else (0, 1)
-        each = self._lanes_of(self.world_size * count)
-        start = (self.rank * count + number) * each
-        return range(start, start + each)
-
-    def _reader(self) -> Reader:
+    def reader(self) -> Reader:
+        """Return a reader of this stream's samples, with connections of its own."""
         where, cache = self.cache_folder, None
         if where is not None:
             cache = DiskCache(where, self.cache_bytes, self._opened_s)
         return Reader(
-            Folder(self.folder.url), self.index, self.patience_s,
-            timeout_s=self.read_timeout_s, cache=cache, block_samples=self.order.block_samples,
+            Folder(self.folder.url), self.index, self.patience_s, timeout_s=self.read_timeout_s, cache=cache,
+            block_samples=self.order.block_samples, kept=self.kept,
         )  # fmt: skip
 
-    def _last_epoch(self) -> int:
-        """Return the epoch to stop before: the next whole number of passes of `epochs` epochs."""
-        passes = -(-(self._epoch + (self._step > 0)) // self.epochs)
-        if self._ended or (self._epoch, self._step) == (0, 0):
-            passes = self._epoch // self.epochs + 1
-        self._ended = False
-        return passes * self.epochs
+    def in_folder(self, step: Step) -> Step:
+        """Return a step of the order with the samples' numbers in the folder: others where not all are kept."""
+        if self.kept is None:
+            return step
+        select = self.kept.select
+        return replace(
+            step, sample=select(step.sample), first=select(step.first), stop=select(step.stop - 1) + 1
+        )  # fmt: skip
+
+    def _read(self, lanes: range) -> Generator[tuple[Place, list[Work]]]:
+        reader = self.reader()
+        with closing(ReadAhead(reader, self.read_threads)) as ahead:
+            steps = ([Wanted(ahead, self.in_folder(step))] for step in self._steps(self._last_epoch(), lanes))
+            for ((_, step),), (pieces,) in read_ahead(steps, self.read_ahead_bytes):
+                yield (step.epoch, step.step), [self.work(step, pieces, reader)]
 
     def _steps(self, last_epoch: int, lanes: range) -> Iterator[Step]:
         start = self._step
@@ -251,44 +204,56 @@ class ShardStream(IterableDataset[list[Sample]]):
             yield from self.order.walk(epoch, start, lanes=lanes)
             start = 0
 
-    def _batch(self, step: Step, pieces: list[Piece], reader: Reader) -> list[Sample]:
-        batch = []
-        for slot, number, piece in zip(step.slot.tolist(), step.sample.tolist(), pieces, strict=True):
-            try:
-                sample = self._sample(piece, number)
-            except one_sample.BadSampleError as error:
-                self.holes += 1
-                log.warning("%s: sample %d is a hole: %s", self.folder.path(piece.shard.tar), number, error)
-                sample = next(self.stand_ins(number, reader))
-            sample["__epoch__"], sample["__step__"], sample["__slot__"] = step.epoch, step.step, slot
-            batch.append(sample)
-        return batch
+    def work(self, step: Step, pieces: list[Piece], reader: Reader, epochs: list[int] | None = None) -> Work:
+        """Return what makes a step's samples of their pieces; `epochs` of each, where the step has several."""
+        slots, numbers = step.slot.tolist(), step.sample.tolist()
 
-    def _sample(self, piece: Piece, number: int) -> Sample:
+        def take(first: int, stop: int) -> list[Sample]:
+            samples = []
+            for place in range(first, stop):
+                epoch = step.epoch if epochs is None else epochs[place]
+                sample = self._sample_or_another(pieces[place], numbers[place], epoch, reader)
+                sample["__step__"], sample["__slot__"] = step.step, slots[place]
+                samples.append(sample)
+            return samples
+
+        return Work(take, len(slots))
+
+    def _sample_or_another(self, piece: Piece, number: int, epoch: int, reader: Reader) -> Sample:
+        try:
+            return self._sample(piece, number, epoch)
+        except one_sample.BadSampleError as error:
+            log.warning("%s: sample %d is a hole: %s", piece.url, number, error)
+            return next(self.stand_ins(number, epoch, reader))
+
+    def _sample(self, piece: Piece, number: int, epoch: int) -> Sample:
         if piece.fault is not None:
             if not self.skip_unreadable:
                 raise UnreadableShardError(str(piece.fault))
             raise one_sample.BadSampleError("its shard cannot be read")
         sample = one_sample.parse(piece.data, self.needs, *piece.place(number))
-        if self.decode:
+        sample["__url__"], sample["__index__"], sample["__epoch__"] = piece.url, number, epoch
+        if callable(self.decode):
+            self.decode(sample)
+        elif self.decode:
             one_sample.decode(sample)
-        sample["__url__"] = piece.url
-        sample["__index__"] = number
         return sample
 
-    def stand_ins(self, hole: int, reader: Reader | None = None) -> Iterator[Sample]:
+    def stand_ins(self, hole: int, epoch: int, reader: Reader | None = None) -> Iterator[Sample]:
         """Yield what may stand in for the bad sample `hole`, in the order to try: the same wherever and whenever.
 
-        Each has `__hole__`. For a reader that finds a sample bad only when it decodes it.
+        Each has `__hole__`, and `__epoch__` as given. For a reader that finds a sample bad only when it decodes it.
 
         Raises:
             RunError: all were tried.
         """
-        reader = reader or self._reader()
-        for number in substitute(hole, self.order.samples):
+        reader = reader or self.reader()
+        place = hole if self.kept is None else self.kept.place(hole)
+        for other in substitute(place, self.order.samples):
+            number = other if self.kept is None else int(self.kept.select(np.array([other]))[0])
             (piece,) = reader.read(number, number + 1)
             try:
-                sample = self._sample(piece, number)
+                sample = self._sample(piece, number, epoch)
             except one_sample.BadSampleError:
                 continue
             yield sample | {"__hole__": hole}
@@ -296,14 +261,3 @@ class ShardStream(IterableDataset[list[Sample]]):
             f"{self.folder.url}: sample {hole} is bad and so is every other tried in its place; "
             "check the folder with `pairmill verify`"
         )
-
-
-class SampleSource(IterableDataset[Sample]):
-    """The samples of a `ShardStream` one by one, the first stage of a webdataset pipeline."""
-
-    def __init__(self, stream: ShardStream) -> None:
-        super().__init__()
-        self.stream = stream
-
-    def __iter__(self) -> Iterator[Sample]:
-        return self.stream.samples()

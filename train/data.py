@@ -148,7 +148,7 @@ class PairReader:
             self._named.add(hole)
             log.warning("sample %d is skipped, another stands in: %s", hole, error)
         place = {name: bad[name] for name in ("__epoch__", "__step__", "__slot__")}
-        stand_ins = self.stream.stand_ins(hole)
+        stand_ins = self.stream.stand_ins(hole, bad["__epoch__"])
         while True:
             sample = next(stand_ins) | place
             try:

@@ -1,0 +1,146 @@
+"""Several shard folders mixed by weight into one stream of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from typing import Any
+
+from infra.errors import UserError
+from infra.storage import Folder
+from shards.ahead import ReadAhead, Wanted, read_ahead
+from shards.batches import Batches, Place, Sample, Work
+from shards.mixture import Mixture, Portion, shares
+from shards.order import default_lanes
+from shards.stream import READ_AHEAD_BYTES, ShardStream
+
+
+class MixedStream(Batches):
+    """This rank's batches of several folders, each batch holding of every folder its weight's share.
+
+    A sample is as `ShardStream` gives it, with `__corpus__`, the place of its folder among `sources`. `__epoch__` is
+    that folder's own: a small folder of great weight is gone through more often than another, each time in a new
+    order and each sample once. An epoch of the mix is as many batches as all folders together fill. World size,
+    loader workers, resuming, holes: all as `ShardStream` has them.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[str | Folder, float]],
+        *,
+        global_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        epochs: int = 1,
+        decode_threads: int = 0,
+        lanes: int | None = None,
+        read_ahead_bytes: int = READ_AHEAD_BYTES,
+        **options: Any,
+    ) -> None:
+        """Open the folders, each with its weight; `options` are those of every folder's `ShardStream`.
+
+        Raises:
+            UserError: as `ShardStream`; a weight that is none; a folder with fewer samples than there are lanes.
+        """
+        super().__init__(
+            rank=rank, world_size=world_size, epochs=epochs, global_batch=global_batch_size,
+            decode_threads=decode_threads,
+        )  # fmt: skip
+        self.seed, self.read_ahead_bytes = seed, read_ahead_bytes
+        weights = shares([weight for _, weight in sources])
+        lanes = lanes or default_lanes(global_batch_size)
+        self.streams = tuple(
+            ShardStream(
+                folder, global_batch_size=lanes, lanes=lanes, rank=rank, world_size=world_size,
+                seed=seed + number, remainder="drop", **options,
+            )
+            for number, (folder, _) in enumerate(sources)
+        )  # fmt: skip
+        self.mixture = Mixture(tuple(stream.order for stream in self.streams), weights, global_batch_size)
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a step over all ranks."""
+        return self.mixture.global_batch
+
+    @property
+    def lanes(self) -> int:
+        """Lanes that ranks and loader workers share."""
+        return self.mixture.lanes
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that all folders together fill."""
+        return sum(stream.order.samples for stream in self.streams) // self.global_batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the stream stands, and what its order is made of: a few whole numbers a folder."""
+        state = {"seed": self.seed, "epoch": self._epoch, "step": self._step, "mixed_batch": self.global_batch}
+        for number, (stream, share) in enumerate(zip(self.streams, self.mixture.shares, strict=True)):
+            state |= {f"{number}.{name}": value for name, value in stream.order_state().items()}
+            state[f"{number}.share"] = share
+        return state
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from `state`, at whatever world size or worker count it was taken.
+
+        Raises:
+            UserError: it is of other folders, weights or another batch, or its lanes do not fit this world size.
+        """
+        now = {f"{number}.share": share for number, share in enumerate(self.mixture.shares)}
+        there = {name: value for name, value in state.items() if name.endswith(".share")}
+        if there != now or state.get("mixed_batch") != self.global_batch:
+            raise UserError(
+                f"stream state: shares {list(there.values())} of a batch of {state.get('mixed_batch')} there, "
+                f"{list(now.values())} of {self.global_batch} now; resume with the same folders, weights and batch"
+            )
+        for number, stream in enumerate(self.streams):
+            ours = {name.split(".", 1)[1]: value for name, value in state.items() if name.startswith(f"{number}.")}
+            stream.load_order_state(ours, state["seed"] + number)
+        self.seed = state["seed"]
+        orders = tuple(stream.order for stream in self.streams)
+        self.mixture = Mixture(orders, self.mixture.shares, self.global_batch)
+        self._lanes_of(self.world_size)
+        self._stand_at(state["epoch"], state["step"])
+
+    def _read(self, lanes: range) -> Generator[tuple[Place, list[Work]], None, None]:
+        with ExitStack() as stack:
+            readers = [stream.reader() for stream in self.streams]
+            ahead = [
+                stack.enter_context(closing(ReadAhead(reader, stream.read_threads)))
+                for reader, stream in zip(readers, self.streams, strict=True)
+            ]
+            portions: list[list[Portion]] = []
+
+            def wanted() -> Iterator[list[Wanted]]:
+                for step in self._steps(lanes):
+                    portions.append(step)
+                    yield [Wanted(ahead[one.corpus], one.step) for one in step]
+
+            for _, taken in read_ahead(wanted(), self.read_ahead_bytes):
+                step = portions.pop(0)
+                place = divmod(step[0].step.step, self.steps_per_epoch)
+                works = [
+                    self.streams[one.corpus].work(one.step, pieces, readers[one.corpus], one.epochs.tolist())
+                    for one, pieces in zip(step, taken, strict=True)
+                ]
+                yield place, [_marked(work, one.corpus, place[1]) for one, work in zip(step, works, strict=True)]
+
+    def _steps(self, lanes: range) -> Iterator[list[Portion]]:
+        first = self._epoch * self.steps_per_epoch + self._step
+        stop = self._last_epoch() * self.steps_per_epoch
+        for step in self.mixture.walk(first, stop, lanes):
+            yield [one._replace(step=self.streams[one.corpus].in_folder(one.step)) for one in step]
+
+    def _batch(self, place: Place, parts: list[Any]) -> list[Sample]:
+        return sorted(super()._batch(place, parts), key=lambda sample: int(sample["__slot__"]))
+
+
+def _marked(work: Work, corpus: int, step: int) -> Work:
+    """Return work whose samples say which folder they are of, and count their step in the mix's epoch."""
+
+    def take(first: int, stop: int) -> list[Sample]:
+        return [sample | {"__corpus__": corpus, "__step__": step} for sample in work.take(first, stop)]
+
+    return Work(take, work.samples)

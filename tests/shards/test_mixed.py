@@ -1,0 +1,116 @@
+"""Folders mixed by weight: the same samples in the same slots whoever reads, exactly once, resumable."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.errors import UserError
+from infra.storage import Folder
+from shards.loader import Loader
+from shards.mixed import MixedStream
+
+BATCH = 24
+Corpus = Callable[..., Folder]
+Seen = dict[tuple[int, int], tuple[int, int, str, bytes]]
+
+
+@pytest.fixture(scope="module")
+def sources(shards_of: Corpus) -> list[tuple[Folder, float]]:
+    return [(shards_of(210, 7, 333, 1, 180), 3.0), (shards_of(70, 65), 1.0)]
+
+
+def see(batches: Any, seen: Seen, steps: int | None = None) -> None:
+    """Note what batches hold, by step and slot; `steps` of them, all by default."""
+    for number, batch in enumerate(batches):
+        slots = [sample["__slot__"] for sample in batch]
+        assert slots == sorted(slots)
+        for sample in batch:
+            name = (sample["__step__"], sample["__slot__"])
+            assert name not in seen
+            seen[name] = (sample["__corpus__"], sample["__epoch__"], sample["__key__"], sample["jpg"])
+        if steps is not None and number + 1 == steps:
+            return
+
+
+def read(sources: list[tuple[Folder, float]], world: int, workers: int = 0, **options: Any) -> Seen:
+    """What all ranks of a world see in one epoch of the mix."""
+    seen: Seen = {}
+    for rank in range(world):
+        stream = MixedStream(sources, global_batch_size=BATCH, rank=rank, world_size=world, seed=3, **options)
+        see(Loader(stream, workers=workers) if workers else stream, seen)
+    return seen
+
+
+def test_every_world_sees_the_same(sources: list[tuple[Folder, float]]) -> None:
+    whole = read(sources, 1)
+    assert len(whole) == (731 + 135) // BATCH * BATCH
+    for world in (2, 3, 8):
+        assert read(sources, world) == whole
+    assert read(sources, 2, workers=3) == whole
+    assert read(sources, 1, decode_threads=2, read_ahead_bytes=1) == whole
+
+
+def test_shares_and_epochs_of_each_folder(sources: list[tuple[Folder, float]]) -> None:
+    stream = MixedStream(sources, global_batch_size=BATCH, seed=1, epochs=4)
+    counts: Counter[int] = Counter()
+    once: Counter[tuple[int, int, str]] = Counter()
+    for batch in stream:
+        in_batch = Counter(sample["__corpus__"] for sample in batch)
+        assert abs(in_batch[0] - BATCH * 0.75) <= 3
+        counts.update(in_batch)
+        once.update((sample["__corpus__"], sample["__epoch__"], sample["__key__"]) for sample in batch)
+    assert counts[0] / counts.total() == pytest.approx(0.75, abs=0.005)
+    assert max(once.values()) == 1
+    assert max(epoch for corpus, epoch, _ in once if corpus == 1) >= 5  # the small folder, again and again
+    assert len(stream) == 4 * ((731 + 135) // BATCH)
+
+
+def test_stopped_and_resumed_with_another_world(sources: list[tuple[Folder, float]]) -> None:
+    whole = read(sources, 1)
+    seen: Seen = {}
+    state = None
+    for world, steps in ((2, 7), (3, 11), (1, 100)):
+        for rank in range(world):
+            stream = MixedStream(sources, global_batch_size=BATCH, rank=rank, world_size=world, seed=0)
+            stream.load_state_dict(state or MixedStream(sources, global_batch_size=BATCH, seed=3).state_dict())
+            see(stream, seen, steps)
+            after = stream.state_dict()
+        state = after
+    assert seen == whole
+    assert state is not None
+    assert all(type(value) is int for value in state.values())
+
+
+def test_a_hole_is_filled_from_its_own_folder(
+    sources: list[tuple[Folder, float]], own_shards: Folder, tmp_path: Path
+) -> None:
+    mixed = [sources[0], (own_shards, 1.0)]
+    good = read(mixed, 1, patience_s=0.5)
+    Path(own_shards.path("00001.tar")).unlink()
+    found = read(mixed, 2, patience_s=0.5, skip_unreadable=True)
+    assert found.keys() == good.keys()
+    lost = {place for place, (corpus, _, key, _) in good.items() if corpus == 1 and key.startswith("00001")}
+    assert lost
+    assert {place: found[place] for place in good if place not in lost} == {
+        place: good[place] for place in good if place not in lost
+    }
+    assert {found[place][0] for place in lost} == {1}
+
+
+def test_what_does_not_work_out_is_the_users_mistake(sources: list[tuple[Folder, float]], shards_of: Corpus) -> None:
+    with pytest.raises(UserError, match="a weight above 0"):
+        MixedStream([(sources[0][0], 0.0)], global_batch_size=BATCH)
+    with pytest.raises(UserError, match="less than a global batch of 24"):
+        MixedStream([sources[0], (shards_of(20), 1.0)], global_batch_size=BATCH)
+    with pytest.raises(UserError, match="cannot be shared by 5 ranks"):
+        MixedStream(sources, global_batch_size=BATCH, world_size=5)
+    state = MixedStream(sources, global_batch_size=BATCH).state_dict()
+    with pytest.raises(UserError, match=r"shares \[750, 250\] of a batch of 24 there, \[500, 500\] of 24 now"):
+        MixedStream([(folder, 1.0) for folder, _ in sources], global_batch_size=BATCH).load_state_dict(state)
+    with pytest.raises(UserError, match="samples in the corpus: 731 there, 135 now"):
+        MixedStream([(sources[1][0], 3.0), sources[1]], global_batch_size=BATCH).load_state_dict(state)
