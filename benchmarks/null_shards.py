@@ -42,7 +42,7 @@ def main() -> None:
     at_first = at_most = 0
     with session(ClusterConfig(cpus=WORKERS)):
         actor = ray.remote(NullWorker)
-        outcomes = run_bounded(lambda: actor.remote(), range(shards), workers=WORKERS, retries=0)
+        outcomes = run_bounded(lambda _: actor.remote(), range(shards), workers=WORKERS, retries=0)
         started, cpu = 0.0, 0.0
         for done, outcome in enumerate(outcomes, 1):
             assert outcome.value["count"] == 10_000
