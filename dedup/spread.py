@@ -40,7 +40,7 @@ def on_ray(
     with session(cluster) as cores:
         actor: Any = ray.remote(num_cpus=1)(worker)
         outcomes = run_bounded(
-            lambda: actor.remote(*arguments),
+            lambda _: actor.remote(*arguments),
             tasks,
             workers=min(cores, len(tasks)),
             retries=cluster.retries,

@@ -152,17 +152,20 @@ class _Seat(Generic[TaskT]):
     It gets none before it has started: after the loss of a node the cluster may have no room for it.
     """
 
-    actor: Any
+    number: int
+    make_actor: Callable[[int], Any]
+    actor: Any = None
     starting: Any = None
     pending: dict[Any, _Attempt[TaskT]] = field(default_factory=dict)
 
-    def occupy(self, actor: Any) -> None:
+    def occupy(self) -> None:
         """Put a new actor in this place."""
-        self.actor, self.starting = actor, actor.__ray_ready__.remote()
+        self.actor = self.make_actor(self.number)
+        self.starting = self.actor.__ray_ready__.remote()
 
 
 def run_bounded(
-    make_actor: Callable[[], Any],
+    make_actor: Callable[[int], Any],
     tasks: Iterable[TaskT],
     *,
     workers: int,
@@ -171,6 +174,7 @@ def run_bounded(
 ) -> Generator[Outcome[TaskT], None, None]:
     """Run every task through `actor.run.remote(task)` on `workers` actors; yield outcomes as they come.
 
+    `make_actor` takes the number of the actor's place, 0 to `workers - 1`; who replaces a dead actor gets its number.
     At most `workers * (1 + ahead)` tasks are handed out at a time, so the driver's memory does not grow with
     the number of tasks. A task whose actor or node died is tried again, `retries` times, on a new actor. An
     exception raised by the task itself is its outcome at once; `UserError` and `RunError` keep their words.
@@ -194,9 +198,9 @@ def run_bounded(
             seat.pending[seat.actor.run.remote(attempt.task)] = attempt
 
     try:
-        for _ in range(workers if are_left() else 0):
-            seat: _Seat[TaskT] = _Seat(None)
-            seat.occupy(make_actor())
+        for number in range(workers if are_left() else 0):
+            seat: _Seat[TaskT] = _Seat(number, make_actor)
+            seat.occupy()
             seats.append(seat)
         while any(seat.pending for seat in seats) or are_left():
             by_ref = {
@@ -205,7 +209,7 @@ def run_bounded(
             (ref,), _ = ray.wait(list(by_ref), num_returns=1)
             seat = by_ref[ref]
             started = seat.starting is not None
-            outcomes = _started(seat, again, make_actor) if started else _collect(seat, ref, again, make_actor)
+            outcomes = _started(seat, again) if started else _collect(seat, ref, again)
             for other in seats:
                 fill(other)
             yield from outcomes
@@ -216,7 +220,7 @@ def run_bounded(
                 ray.kill(seat.actor)
 
 
-def _started(seat: _Seat[TaskT], again: deque[_Attempt[TaskT]], make_actor: Callable[[], Any]) -> list[Outcome[TaskT]]:
+def _started(seat: _Seat[TaskT], again: deque[_Attempt[TaskT]]) -> list[Outcome[TaskT]]:
     """Take note that a seat's actor has started; if it did not, the next task loses a try."""
     try:
         ray.get(seat.starting)
@@ -224,7 +228,7 @@ def _started(seat: _Seat[TaskT], again: deque[_Attempt[TaskT]], make_actor: Call
         return []
     except (RayActorError, RayTaskError) as error:
         why = " ".join(str(error).split())[-500:]
-    seat.occupy(make_actor())
+    seat.occupy()
     if not again:
         return []
     attempt = again.popleft()
@@ -235,14 +239,12 @@ def _started(seat: _Seat[TaskT], again: deque[_Attempt[TaskT]], make_actor: Call
     return [Outcome(attempt.task, error=f"its worker does not start: {why}")]
 
 
-def _collect(
-    seat: _Seat[TaskT], ref: Any, again: deque[_Attempt[TaskT]], make_actor: Callable[[], Any]
-) -> list[Outcome[TaskT]]:
+def _collect(seat: _Seat[TaskT], ref: Any, again: deque[_Attempt[TaskT]]) -> list[Outcome[TaskT]]:
     """Take a finished reference off its seat; if the actor died, all of them, for another to try again."""
     try:
         return [_outcome(seat.pending[ref], ref)]
     except RayActorError as error:
-        return _reseat(seat, again, make_actor, error)
+        return _reseat(seat, again, error)
     finally:
         seat.pending.pop(ref, None)
 
@@ -258,7 +260,6 @@ def _outcome(attempt: _Attempt[TaskT], ref: Any) -> Outcome[TaskT]:
 def _reseat(
     seat: _Seat[TaskT],
     again: deque[_Attempt[TaskT]],
-    make_actor: Callable[[], Any],
     error: RayActorError,
 ) -> list[Outcome[TaskT]]:
     """Put a new actor in a dead one's place; the oldest attempt it had not ended loses a try."""
@@ -273,7 +274,7 @@ def _reseat(
         except RayActorError:
             unfinished.append(attempt)
     seat.pending.clear()
-    seat.occupy(make_actor())
+    seat.occupy()
     for running in unfinished[:1]:
         if running.left > 0:
             log.warning("a worker died at work on %s; trying it again (%d left)", running.task, running.left)

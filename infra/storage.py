@@ -95,13 +95,15 @@ class Folder:
 
         An object store may be away for `OUTAGE_S`.
         """
-        files = (PurePosixPath(entry["name"]).name for entry in self._listing() if entry["type"] == "file")
-        return sorted(name for name in files if name.endswith(suffix) and not name.startswith(TEMPORARY_PREFIX))
+        return sorted(
+            name
+            for name, is_folder in self._entries()
+            if name.endswith(suffix) and not is_folder and not name.startswith(TEMPORARY_PREFIX)
+        )
 
     def folders(self) -> list[str]:
         """Return the sorted names of the folders directly in this one; an object store may be away for `OUTAGE_S`."""
-        entries = (entry for entry in self._listing() if entry["type"] == "directory")
-        return sorted(PurePosixPath(entry["name"].rstrip("/")).name for entry in entries)
+        return sorted(name for name, is_folder in self._entries() if is_folder)
 
     def is_empty(self) -> bool:
         """Tell whether nothing at all lies in the folder (or it does not exist)."""
@@ -237,13 +239,26 @@ class Folder:
             raise
         stream.close()
 
-    def _listing(self) -> list[dict[str, Any]]:
+    def _entries(self) -> Iterator[tuple[str, bool]]:
+        """Yield the name of each file and folder here, and whether it is a folder.
+
+        A local disk is asked without fsspec, which looks at every file by itself and keeps 1 kB of each.
+        """
         try:
             if self.is_local:
-                return list(self.fs.ls(self._root, detail=True))
-            return patiently(f"{self.url}: cannot be listed", lambda: list(self.fs.ls(self._root, detail=True)))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+                with os.scandir(self._root) as found:
+                    yield from ((one.name, one.is_dir()) for one in found if one.is_dir() or one.is_file())
+                return
+            listing = patiently(f"{self.url}: cannot be listed", lambda: self.fs.ls(self._root, detail=True))
+        except FileNotFoundError:
+            return
+        except NotADirectoryError:
+            if self.is_local and Path(self._root).is_file():  # named by mistake: it holds something, itself
+                yield Path(self._root).name, False
+            return
+        for entry in listing:
+            if entry["type"] in ("file", "directory"):
+                yield PurePosixPath(entry["name"].rstrip("/")).name, entry["type"] == "directory"
 
     def _inside(self, name: str) -> str:
         return self._address(self._root, name)

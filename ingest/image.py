@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import struct
+import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pdqhash
@@ -48,7 +51,15 @@ _TURNED = {5, 6, 7, 8}
 _ENCODINGS = {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}
 _GREY_WITH_MORE_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _SHARED = ImageCms.Flags.NOCACHE  # lets several threads use one transform
+MAX_PROFILE_BYTES = 4 * 2**20
+"""Embedded profiles beyond it are ignored; the largest in use, of CMYK presses, have 1 to 3 MB."""
+_TRANSFORMS_KEPT = 16
+STRIP_PIXELS = 2**20
 _CMS_MODES = ("L", "RGB", "CMYK", "LAB")
+
+# By the profile's digest, oldest first: the profiles themselves would stay in memory as keys.
+_transforms: dict[tuple[bytes, str], ImageCms.ImageCmsTransform | None] = {}
+_transforms_lock = threading.Lock()
 
 Image.preinit()
 
@@ -226,35 +237,53 @@ def _drafted(image: Image.Image, target: Geometry) -> tuple[int, int]:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Decode the first frame as L, RGB, RGBA, CMYK or LAB, with 8 bits a channel."""
+    """Decode the first frame as L, LA, RGB, RGBA, CMYK or LAB, with 8 bits a channel."""
     mode = image.mode
     if mode in _GREY_WITH_MORE_BITS:
         return _scaled_grey(image)
     if mode == "P":
         return image.convert("RGBA" if "transparency" in image.info else "RGB")
-    if mode in ("PA", "LA", "La", "RGBa"):
+    if mode in ("PA", "La", "RGBa"):
         return image.convert("RGBA")
     if mode in ("L", "RGB") and "transparency" in image.info:
         return image.convert("RGBA")
     if mode == "1":
         return image.convert("L")
-    if mode not in ("L", "RGB", "RGBA", "CMYK", "LAB"):
+    if mode not in ("L", "LA", "RGB", "RGBA", "CMYK", "LAB"):
         return image.convert("RGB")
     image.load()
     return image
 
 
 def _scaled_grey(image: Image.Image) -> Image.Image:
-    """Scale grey values of more than 8 bits; Pillow's own conversion would cut them off at 255."""
-    values = np.asarray(image)
+    """Scale grey values of more than 8 bits; Pillow's own conversion would cut them off at 255.
+
+    In strips: of a whole picture the values as float32, and each step of the sum, are as large as four of it.
+    """
+    image.load()
+    scale = 255.0 / _white(image)
+    grey = Image.new("L", image.size)
+    for top, values in _strips(image):
+        scaled = np.nan_to_num(values.astype(np.float32) * scale).clip(0, 255)
+        grey.paste(Image.fromarray((scaled + 0.5).astype(np.uint8)), (0, top))
+    return grey
+
+
+def _white(image: Image.Image) -> float:
+    """Return the grey value that is white: of the widths in use, the least that holds all values there are."""
+    if image.mode not in ("F", "I"):
+        return float(0xFFFF)
+    most = float(np.fmax.reduce([np.fmax.reduce(values, axis=None) for _, values in _strips(image)]))
     if image.mode == "F":
-        top = 1.0 if float(values.max(initial=0.0)) <= 1.0 else 255.0
-    elif image.mode == "I" and int(values.max(initial=0)) > 0xFFFF:
-        top = float(2**31 - 1)
-    else:
-        top = float(0xFFFF)
-    scaled = np.nan_to_num(values.astype(np.float32) * (255.0 / top)).clip(0, 255)
-    return Image.fromarray((scaled + 0.5).astype(np.uint8))
+        return 1.0 if most <= 1.0 else 255.0
+    return float(2**31 - 1) if most > 0xFFFF else float(0xFFFF)
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield a picture's values in strips of whole rows, `[H, W]`, each with the number of its first row."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
 
 
 def _resized(pixels: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -268,6 +297,8 @@ def _resized(pixels: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _to_rgb(pixels: Image.Image, icc: bytes | None, background: tuple[int, int, int]) -> Image.Image:
     """Return an RGB picture in sRGB, with what is transparent laid on the background."""
     alpha = None
+    if pixels.mode == "LA":
+        pixels = pixels.convert("RGBA")
     if pixels.mode == "RGBA":
         alpha = pixels.getchannel("A")
         pixels = pixels.convert("RGB")
@@ -285,11 +316,20 @@ def _to_rgb(pixels: Image.Image, icc: bytes | None, background: tuple[int, int, 
     return pixels
 
 
-@functools.lru_cache(maxsize=64)
 def _profile_transform(icc: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
     """Return the way from an embedded profile to sRGB; None without one, for sRGB itself, and for a broken one."""
-    if not icc or mode not in _CMS_MODES:
+    if not icc or mode not in _CMS_MODES or len(icc) > MAX_PROFILE_BYTES:
         return None
+    key = (hashlib.sha256(icc).digest(), mode)
+    with _transforms_lock:
+        if key not in _transforms:
+            while len(_transforms) >= _TRANSFORMS_KEPT:
+                del _transforms[next(iter(_transforms))]
+            _transforms[key] = _built_transform(icc, mode)
+        return _transforms[key]
+
+
+def _built_transform(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
         if "srgb" in ImageCms.getProfileDescription(profile).lower():
@@ -348,5 +388,5 @@ def _encoded(pixels: Image.Image, config: ImageConfig) -> bytes:
     elif config.format == "webp":
         pixels.save(buffer, "WEBP", quality=config.quality)
     else:
-        pixels.save(buffer, "PNG")
+        pixels.save(buffer, "PNG", icc_profile=None)  # else a profile that was ignored would come along
     return buffer.getvalue()

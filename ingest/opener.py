@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import functools
 import http.client
+import io
 import socket
+import urllib.error
 import urllib.request
-from collections.abc import Iterator
+import urllib.response
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from typing import IO, Any
 
 from ingest.config import FetchConfig
 from ingest.fetch import tls_context
+from ingest.peer_words import verdict
 from ingest.resolver import BlockedAddressError
+from shards.layout import Status
 
 
 class StoppedError(Exception):
     """Nothing more is sent; the message says why."""
+
+
+class FinalError(Exception):
+    """The URL has failed before in a way that another try does not mend; the message is that failure's."""
 
 
 class SentOnError(Exception):
@@ -26,13 +36,18 @@ class SentOnError(Exception):
 
 @dataclass(slots=True)
 class Asked:
-    """What a URL has answered so far; `attempts` leaves out its redirects, the rest is of the last attempt."""
+    """What a URL has answered so far; `attempts` leaves out its redirects, the rest is of the last attempt.
+
+    `failure` is what it failed with for good, `refusing` the headers of an answer that is not ours to take.
+    """
 
     attempts: int = 0
     http_status: int | None = None
     final_url: str | None = None
     content_type: str | None = None
     robots_tag: str | None = None
+    failure: str | None = None
+    refusing: Message | None = None
 
 
 class Opener:
@@ -42,16 +57,21 @@ class Opener:
     https, connects to no address that `FetchConfig.may_ask` refuses (after resolution, on every redirect), trusts
     `ca_bundle`. Like the native engine it does not look for proxies in the environment.
 
+    The peer asks again whatever it has not got. What failed for good (a 4xx but 429, an address that may not be
+    asked, a certificate) fails here again with the same words, and an answer whose headers `is_refusal` says are
+    an opt-out is given again without its body: in both cases no request is sent.
+
     Raises:
         UserError: the bundle cannot be read.
     """
 
-    def __init__(self, config: FetchConfig) -> None:
+    def __init__(self, config: FetchConfig, is_refusal: Callable[[Message], bool] | None = None) -> None:
         self.config = config
+        self.is_refusal = is_refusal
         self.context = tls_context(config)
         self.asked: dict[str, Asked] = {}
         self._stopped: str | None = None
-        self._director = urllib.request.OpenerDirector()
+        self._director = _Director(self)
         for handler in (
             _Plain(self), _Secure(self), _Redirects(self), _Notes(self), urllib.request.UnknownHandler(),
             urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(),
@@ -67,6 +87,25 @@ class Opener:
             yield
         finally:
             urllib.request.install_opener(before)  # None is how it was at the start
+
+    def ask(self, send: Callable[[], Any], url: str) -> Any:
+        """Send a request that urllib is given, unless its end is known. Raises what `send` does, and FinalError."""
+        known = self.asked.get(url)
+        if known is not None and known.failure is not None:
+            raise FinalError(known.failure)
+        if known is not None and known.refusing is not None:
+            return urllib.response.addinfourl(io.BytesIO(), known.refusing, url, known.http_status)
+        try:
+            answer = send()
+        except Exception as error:
+            note = self.asked.get(url)  # none where nothing was sent
+            status = error.code if isinstance(error, urllib.error.HTTPError) else None
+            if note is not None and not verdict(Status.FAILED_TO_DOWNLOAD, str(error), None, status)[3]:
+                note.failure = str(error)
+            raise
+        if self.is_refusal is not None and self.is_refusal(answer.headers):
+            self.asked[url].refusing = answer.headers
+        return answer
 
     def stop(self, why: str) -> None:
         """Refuse every request from now on; those under way come to their end."""
@@ -108,6 +147,18 @@ class Opener:
         made = kind(host, **more)
         made._create_connection = self.connect  # type: ignore[attr-defined]
         return made
+
+
+class _Director(urllib.request.OpenerDirector):
+    def __init__(self, opener: Opener) -> None:
+        super().__init__()
+        self._opener = opener
+
+    def open(self, fullurl: Any, data: Any = None, timeout: Any = None) -> Any:
+        send = functools.partial(super().open, fullurl, data, timeout)
+        if hasattr(fullurl, "first_url"):  # urllib follows redirects through here
+            return send()
+        return self._opener.ask(send, fullurl if isinstance(fullurl, str) else fullurl.full_url)
 
 
 class _Plain(urllib.request.HTTPHandler):

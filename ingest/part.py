@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from infra.storage import Folder
-from ingest.retry import EARLIER_REASON, EARLIER_STATUS, read_part, superseded, taken_over
+from ingest.retry import EARLIER_REASON, EARLIER_STATUS, is_again, read_part, superseded, taken_over
 from shards.layout import sidecar_schema
 
 
@@ -31,7 +31,7 @@ def read(corpus: Folder, number: int) -> Part:
     """Read part `number`. Raises RunError if it is missing or damaged."""
     table = read_part(corpus, number)
     supersedes: dict[str, Any] = {}
-    if EARLIER_STATUS in table.column_names:
+    if is_again(corpus, number):  # by its number: a column of the input may have any name
         supersedes = superseded(table)
         table = table.drop_columns([EARLIER_STATUS, EARLIER_REASON])
     others = pa.schema([one for one in table.schema if one.name not in ("key", "url", "caption")])

@@ -5,6 +5,7 @@ The oracle of parity, and the way back for its users. It is imported when a work
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import threading
@@ -48,11 +49,12 @@ class PeerWorker:
     """Makes shards out of plan parts as `ingest.worker.ShardWorker` does, through img2dataset's Downloader.
 
     The peer has a thread for each request, one timeout (for each wait, not for the whole), and tries whatever
-    failed again at once, refusals too. It keeps to no robots.txt, TDM reservation, limit on a host or bound on
-    bytes, pixels and rate, ignores a `background`, takes no perceptual hash, and decodes in the worker's own
-    process, which a native fault ends. `ingest.opener` holds it to the rest: User-Agent, addresses that may be
-    asked (on redirects as well), certificates, number of redirects, and the shard's deadline, after which
-    nothing more is sent. Among its `sha256` and sizes there is no original size for pictures it filters out.
+    failed again at once. It keeps to no robots.txt, TDM reservation, limit on a host or bound on bytes, pixels and
+    rate, ignores a `background`, takes no perceptual hash, and decodes in the worker's own process, which a native
+    fault ends. `ingest.opener` holds it to the rest: User-Agent, addresses that may be asked (on redirects as
+    well), certificates, number of redirects, no second request after a 4xx or an opt-out, and the shard's
+    deadline, after which nothing more is sent. Among its `sha256` and sizes there is no original size for pictures
+    it filters out.
     """
 
     # The peer silences its decoder by the file descriptors of the process, and urllib has one opener in it.
@@ -67,7 +69,7 @@ class PeerWorker:
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks a registry whenever it is imported
         try:
             from img2dataset.blurrer import BoundingBoxBlurrer
-            from img2dataset.downloader import Downloader
+            from img2dataset.downloader import Downloader, is_disallowed
             from img2dataset.resizer import Resizer
         except ImportError as error:
             raise UserError(
@@ -76,6 +78,10 @@ class PeerWorker:
         self._corpus, self._raw, self._config = Folder(corpus), Folder(corpus) / RAW, config
         self._downloader = Downloader
         self._threads = max(1, min(config.fetch.concurrency, MOST_THREADS))
+        self._words = [word for word in config.fetch.opt_out if word != RESERVATION]
+        self._is_refusal = functools.partial(
+            is_disallowed, user_agent_token=config.fetch.agent_token, disallowed_header_directives=self._words
+        )
         image = config.image
         self._resizer = _Measured(
             Resizer(
@@ -99,7 +105,8 @@ class PeerWorker:
         more: dict[str, Any] = {"engine": "img2dataset"}
         order = RowOrder(self._config.buffer_bytes, self._raw.url if self._raw.is_local else None)
         with self._running, writing(self._raw, shard_name(part), shard.schema, more) as writer, closing(order):
-            making = _Making(shard, self._config, self._resizer, order, writer)
+            opener = Opener(self._config.fetch, self._is_refusal)
+            making = _Making(shard, self._config, opener, self._resizer, order, writer)
             self._download(making)
             making.tally.flush(0, now=True)
             more |= making.tally.stats() | ({"supersedes": shard.supersedes} if shard.supersedes else {})
@@ -135,13 +142,12 @@ class PeerWorker:
 
     def _peer(self, making: _Making, folder: str, rows: int) -> Any:
         fetch, image = self._config.fetch, self._config.image
-        words = [word for word in fetch.opt_out if word != RESERVATION]
         return self._downloader(
             sample_writer_class=lambda *_: making, resizer=self._resizer, thread_count=self._threads,
             save_caption=False, extract_exif=False, output_folder=folder, column_list=["url", _PLACE, _BOXES],
             timeout=min(fetch.total_s, fetch.first_byte_s), number_sample_per_shard=max(2, rows), oom_shard_count=5,
             compute_hash="sha256", verify_hash_type=None, encode_format=image.format, retries=fetch.retries,
-            user_agent_token=fetch.agent_token, disallowed_header_directives=words or None,
+            user_agent_token=fetch.agent_token, disallowed_header_directives=self._words or None,
             blurring_bbox_col=_BOXES if image.faces_col else None,
         )  # fmt: skip
 
@@ -181,9 +187,10 @@ class _Making:
     """One shard in the making; to the peer it is the writer that is called with each row at its end."""
 
     def __init__(
-        self, shard: parts.Part, config: IngestConfig, resizer: _Measured, order: RowOrder, writer: ShardWriter
-    ) -> None:
-        self.shard, self.opener, self.tally = shard, Opener(config.fetch), Tally()
+        self, shard: parts.Part, config: IngestConfig, opener: Opener, resizer: _Measured, order: RowOrder,
+        writer: ShardWriter,
+    ) -> None:  # fmt: skip
+        self.shard, self.opener, self.tally = shard, opener, Tally()
         self._config, self._resizer, self._order, self._writer = config, resizer, order, writer
         self._ended: set[int] = set()
         self._failure: Exception | None = None

@@ -19,6 +19,7 @@ from infra.logs import Meter, progress
 from infra.storage import Folder, full_disk_is_named
 from ingest.caption import caption_reason
 from ingest.config import PlanConfig
+from ingest.retry import EARLIER_REASON, EARLIER_STATUS
 from ingest.sources import Columns, find_sources, read_rows
 from ingest.spill import ORDER, SortedRuns
 from ingest.urls import canonical, host_of, order_of
@@ -27,6 +28,7 @@ from shards.manifest import Manifest
 
 PLANNED = "planned"
 REJECTED = "rejected-00000.parquet"
+_OURS = (*ORDER, EARLIER_STATUS, EARLIER_REASON)
 _MAX_STRING_BYTES = 2**30  # of one run's text column, half of what 32-bit offsets reach
 
 
@@ -78,7 +80,7 @@ def _checked_start(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch
         UserError: as `read_rows`, or a column has a name that is the corpus' own.
     """
     first = next(batches)
-    check_passthrough((name for name in first.schema.names if name not in ("url", "caption")), also=ORDER)
+    check_passthrough((name for name in first.schema.names if name not in ("url", "caption")), also=_OURS)
 
     def again() -> Iterator[pa.RecordBatch]:
         yield first

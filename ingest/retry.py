@@ -70,6 +70,11 @@ def plan_pass(corpus: Folder, planned_parts: int, rows_per_shard: int) -> Pass |
     return found
 
 
+def is_again(corpus: Folder, part: int) -> bool:
+    """Tell whether a part is one of a pass, and not of the plan."""
+    return any(one.first <= part < one.first + one.parts for one in passes(corpus))
+
+
 def superseded(table: pa.Table) -> dict[str, Any]:
     """Return what a retry part's rows were counted as before, for the commit of the shard made of them."""
     statuses = Counter(table[EARLIER_STATUS].to_pylist())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 from contextlib import closing
 from importlib.util import find_spec
@@ -126,9 +125,8 @@ def _run_parts(folder: Folder, config: IngestConfig, cluster: ClusterConfig, tod
         )
         with progress("ingest", parts, "shards") as meter:
             meter.advance(parts - len(todo))
-            numbers = itertools.count()
             outcomes = run_bounded(
-                lambda: actor.remote(folder.url, config, workers, next(numbers) % workers),
+                lambda number: actor.remote(folder.url, config, workers, number),
                 todo,
                 workers=workers,
                 retries=cluster.retries,

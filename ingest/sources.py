@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -19,6 +20,7 @@ from infra.config import nearest
 from infra.errors import UserError
 from infra.logs import log
 from infra.storage import storage_failures
+from ingest import tsv
 
 ROWS_PER_BATCH = 16_384
 PARQUET_BUFFER_BYTES = 4 * 2**20
@@ -27,7 +29,10 @@ FORMATS = {
     ".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
     ".json": "jsonl", ".txt": "txt",
 }  # fmt: skip
+RAGGED_TOLD = 5
+"""Lines of another number of fields that are told one by one; of the others their number is."""
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _BROKEN = (OSError, EOFError, UnicodeDecodeError, pa.ArrowInvalid)
 
 
@@ -138,7 +143,7 @@ def _kind(path: str) -> str | None:
 
 def _guarded(source: Source, columns: Columns) -> Iterator[pa.Table]:
     """Read one file, turning what its bytes can do wrong into an error that names it."""
-    readers = {"parquet": _parquet, "csv": _csv, "tsv": _csv, "jsonl": _jsonl, "txt": _txt}
+    readers = {"parquet": _parquet, "csv": _csv, "tsv": _tsv, "jsonl": _jsonl, "txt": _txt}
     try:
         yield from readers[source.format](source, columns)
     except UserError:
@@ -165,7 +170,7 @@ def _parquet(source: Source, columns: Columns) -> Iterator[pa.Table]:
 
 def _csv(source: Source, columns: Columns) -> Iterator[pa.Table]:
     """Every column is read as text: types guessed from the first block would not hold for the last."""
-    parsing = pacsv.ParseOptions(delimiter="\t" if source.format == "tsv" else ",", newlines_in_values=True)
+    parsing = pacsv.ParseOptions(newlines_in_values=True)
     reading = pacsv.ReadOptions(block_size=CSV_BLOCK_BYTES)
     with source.open() as stream:
         first = stream.read(1)
@@ -173,8 +178,7 @@ def _csv(source: Source, columns: Columns) -> Iterator[pa.Table]:
         return
     with source.open() as stream, pacsv.open_csv(stream, reading, parsing) as reader:
         names = reader.schema.names
-    if len(set(names)) < len(names):
-        raise UserError(f"{source.path}: two columns have the same name: {', '.join(names)}")
+    _no_name_twice(names, source)
     wanted = _wanted(names, source, columns)
     converting = pacsv.ConvertOptions(
         column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted, strings_can_be_null=False
@@ -184,18 +188,77 @@ def _csv(source: Source, columns: Columns) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([batch])
 
 
+def _no_name_twice(names: list[str], source: Source) -> None:
+    if len(set(names)) < len(names):
+        raise UserError(f"{source.path}: two columns have the same name: {', '.join(names)}")
+
+
+def _tsv(source: Source, columns: Columns) -> Iterator[pa.Table]:
+    """A line that does not have the header's fields is a row without a URL; the line is its caption."""
+    names: list[str] = []
+    wanted: list[str] = []
+    rows: list[list[str | None]] = []
+    ragged = 0
+    with source.open() as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="\n") as stream:
+        for number, line in enumerate(stream, 1):
+            text = line.rstrip("\r\n")
+            if not text:
+                continue
+            if not names:
+                names = tsv.fields(text) or []
+                _no_name_twice(names, source)
+                wanted = _wanted(names, source, columns)
+                places = [names.index(name) for name in wanted]
+                continue
+            found = tsv.fields(text, len(names))
+            if found is None:
+                ragged += 1
+                _tell_ragged(source, number, text, len(names), ragged)
+                rows.append([None, text, *(None for _ in wanted[2:])][: len(wanted)])
+            else:
+                rows.append([found[place] for place in places])
+            if len(rows) == ROWS_PER_BATCH:
+                yield _text_table(wanted, rows)
+                rows = []
+    if rows:
+        yield _text_table(wanted, rows)
+    if ragged > RAGGED_TOLD:
+        log.warning("%s: %d lines in all have another number of fields than the header", source.path, ragged)
+
+
+def _tell_ragged(source: Source, number: int, line: str, width: int, ragged: int) -> None:
+    if ragged <= RAGGED_TOLD:
+        log.warning(
+            "%s: line %d has %d fields, the header %d; it is rejected as bad_url (a line is a row here, "
+            "line breaks and tabs inside of values want CSV or parquet)",
+            source.path, number, line.count("\t") + 1, width,
+        )  # fmt: skip
+
+
+def _text_table(names: list[str], rows: list[list[str | None]]) -> pa.Table:
+    columns = zip(*rows, strict=True)
+    return pa.table({name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)})
+
+
 def _jsonl(source: Source, columns: Columns) -> Iterator[pa.Table]:
     """The first batch of rows decides which columns there are; values that are no text are kept as JSON."""
     names: list[str] | None = None
     wanted: list[str] = []
+    halves = _Halves()
     with source.open() as stream:
         for rows in _json_batches(source, stream):
             if names is None:
                 names = list(dict.fromkeys(key for _, row in rows for key in row))
-                wanted = _wanted(names, source, columns)
+                wanted = _writable(_wanted(names, source, columns), source)
             if columns.others is None:
                 _no_new_keys(rows, names, source)
-            yield pa.table({name: pa.array([_text(row.get(name)) for _, row in rows], pa.string()) for name in wanted})
+            texts = ([_text(row.get(name), number, halves) for name in wanted] for number, row in rows)
+            yield _text_table(wanted, list(texts))
+    if halves.values:
+        log.warning(
+            "%s: %d values hold half a character (a lone surrogate, the first in line %d); U+FFFD stands there now",
+            source.path, halves.values, halves.first_line,
+        )  # fmt: skip
 
 
 def _json_batches(source: Source, stream: IO[bytes]) -> Iterator[list[tuple[int, dict[str, Any]]]]:
@@ -205,7 +268,7 @@ def _json_batches(source: Source, stream: IO[bytes]) -> Iterator[list[tuple[int,
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             mend = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else "mend that line"
             raise UserError(f"{source.path}: line {number} is not JSON: {error}; {mend}") from None
         if not isinstance(row, dict):
@@ -229,8 +292,33 @@ def _no_new_keys(rows: list[tuple[int, dict[str, Any]]], names: list[str], sourc
             )
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False)
+def _writable(names: list[str], source: Source) -> list[str]:
+    for name in names:
+        if _LONE_SURROGATE.search(name):
+            raise UserError(
+                f"{source.path}: the key {name!a} holds half a character; rename it, "
+                "or name the columns to carry along, without it, with --columns"
+            )
+    return names
+
+
+@dataclass
+class _Halves:
+    """How many values of a file held lone surrogates, which JSON can name and no file can hold."""
+
+    values: int = 0
+    first_line: int = 0
+
+
+def _text(value: Any, line: int, halves: _Halves) -> str | None:
+    """Return a value as text that can be written."""
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if not text.isascii() and _LONE_SURROGATE.search(text):
+        halves.values, halves.first_line = halves.values + 1, halves.first_line or line
+        return _LONE_SURROGATE.sub("\ufffd", text)
+    return text
 
 
 def _txt(source: Source, columns: Columns) -> Iterator[pa.Table]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,39 +13,76 @@ from shards.layout import STATS_SUFFIX
 
 READERS = 16
 """Commits read at a time; from an object store each takes a round trip."""
+READ_AHEAD = 16 * READERS
+HOSTS_KEPT = 10_000
+"""Hosts whose failures are summed, the worst so far; each commit names its own worst ones."""
 
 
-def read_commits(raw: Folder, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the commits of these shards, in their order."""
+def read_commits(raw: Folder, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the commits of these shards, in their order; no more than `READ_AHEAD` of them are held."""
     with ThreadPoolExecutor(READERS, "commits") as readers:
-        return list(readers.map(lambda name: raw.read_json(f"{name}{STATS_SUFFIX}"), names))
+        for at in range(0, len(names), READ_AHEAD):
+            some = names[at : at + READ_AHEAD]
+            yield from readers.map(lambda name: raw.read_json(f"{name}{STATS_SUFFIX}"), some)
 
 
-def summed(commits: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the sums over commits: `rows_in`, `by_status`, `by_reason`, `shards`, `bytes`, `seconds`, `images_per_s`.
+class Sums:
+    """Commits added up one by one; of each only the span it was in hand is kept.
 
-    A row that was tried again in a later shard counts there and no longer in the first. `seconds` is the time in
-    which any shard was in hand.
+    A row that was tried again in a later shard counts there and no longer in the first.
     """
-    statuses, reasons = Counter[str](), Counter[str]()
-    for commit in commits:
-        statuses.update(commit["by_status"])
-        reasons.update(commit["by_reason"])
+
+    def __init__(self) -> None:
+        self.shards = self.handled = 0
+        self._bytes = 0
+        self._statuses, self._reasons, self._hosts = Counter[str](), Counter[str](), Counter[str]()
+        self._starts, self._ends = array("d"), array("d")
+
+    def add(self, commit: dict[str, Any]) -> None:
+        """Count one more shard in."""
         superseded = commit.get("supersedes", {})
-        statuses.subtract(superseded.get("by_status", {}))
-        reasons.subtract(superseded.get("by_reason", {}))
-    seconds = busy_seconds(
-        (commit["start_time"], commit["end_time"]) for commit in commits if commit.get("end_time") is not None
-    )
-    return {
-        "rows_in": sum(statuses.values()),
-        "by_status": {name: count for name, count in sorted(statuses.items()) if count},
-        "by_reason": {name: count for name, count in sorted(reasons.items()) if count},
-        "shards": len(commits),
-        "bytes": sum(commit.get("bytes", 0) for commit in commits),
-        "seconds": round(seconds, 3),
-        "images_per_s": round(statuses["success"] / seconds, 2) if seconds else 0.0,
-    }
+        self._statuses.update(commit["by_status"])
+        self._reasons.update(commit["by_reason"])
+        self._statuses.subtract(superseded.get("by_status", {}))
+        self._reasons.subtract(superseded.get("by_reason", {}))
+        self.shards += 1
+        self.handled += commit["count"]
+        self._bytes += commit.get("bytes", 0)
+        if commit.get("end_time") is not None:
+            self._starts.append(commit["start_time"])
+            self._ends.append(commit["end_time"])
+        for host, failures in commit.get("by_host", {}).items():
+            self._hosts[host] += sum(failures.values()) if isinstance(failures, dict) else failures
+        if len(self._hosts) > 2 * HOSTS_KEPT:
+            self._hosts = Counter(dict(self._hosts.most_common(HOSTS_KEPT)))
+
+    def totals(self) -> dict[str, Any]:
+        """Return `rows_in`, `by_status`, `by_reason`, `shards`, `bytes`, `seconds`, `images_per_s`.
+
+        `seconds` is the time in which any shard was in hand.
+        """
+        seconds = busy_seconds(zip(self._starts, self._ends, strict=True))
+        return {
+            "rows_in": sum(self._statuses.values()),
+            "by_status": {name: count for name, count in sorted(self._statuses.items()) if count},
+            "by_reason": {name: count for name, count in sorted(self._reasons.items()) if count},
+            "shards": self.shards,
+            "bytes": self._bytes,
+            "seconds": round(seconds, 3),
+            "images_per_s": round(self._statuses["success"] / seconds, 2) if seconds else 0.0,
+        }
+
+    def worst_hosts(self, most: int) -> dict[str, int]:
+        """Return the hosts with the most failures and their number; of very many hosts, about."""
+        return dict(self._hosts.most_common(most))
+
+
+def summed(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return the sums over commits, as `Sums.totals`."""
+    sums = Sums()
+    for commit in commits:
+        sums.add(commit)
+    return sums.totals()
 
 
 def busy_seconds(spans: Iterable[tuple[float, float]]) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from infra.storage import Folder
 from ingest.retry import passes
-from ingest.totals import read_commits, summed
+from ingest.totals import Sums, read_commits
 from pairmill import show
 from shards.layout import PLAN, RAW
 from shards.manifest import STAGES, Manifest
@@ -28,31 +28,53 @@ def status(corpus: str) -> dict[str, Any]:
     Raises:
         UserError: there is no corpus at `corpus`.
     """
-    folder = Folder(corpus)
-    manifest = Manifest.existing(folder)
-    raw = folder / RAW
-    commits = read_commits(raw, committed(raw))
-    parts = [name for name in (folder / PLAN).names(".parquet") if name.startswith("part-")]
-    total = len(parts) + sum(one.parts for one in passes(folder))
-    sums, hosts = summed(commits), Counter[str]()
-    for commit in commits:
-        for host, failures in commit.get("by_host", {}).items():
-            hosts[host] += sum(failures.values()) if isinstance(failures, dict) else failures
-    handled = sum(commit["count"] for commit in commits)
-    rate = handled / sums["seconds"] if sums["seconds"] else 0.0
-    left = total - len(commits)
-    return {
-        "rows": sums["rows_in"],
-        "by_status": sums["by_status"],
-        "by_reason": dict(Counter(sums["by_reason"]).most_common()),
-        "by_host": dict(hosts.most_common(HOSTS_SHOWN)),
-        "shards_done": len(commits),
-        "shards_total": total,
-        "images_per_s": sums["images_per_s"],
-        "bytes": sums["bytes"],
-        "eta_s": left * handled / len(commits) / rate if commits and rate else None,
-        "stages": {stage: {"done": manifest.is_done(stage), "totals": manifest.totals(stage)} for stage in STAGES},
-    }
+    return Watched(corpus).state()
+
+
+class Watched:
+    """A corpus that is looked at again and again: each commit is read once and added to the sums of the others."""
+
+    def __init__(self, corpus: str) -> None:
+        self._folder = Folder(corpus)
+        self._seen: set[str] = set()
+        self._sums = Sums()
+
+    def state(self) -> dict[str, Any]:
+        """Return the state now, as `status` does."""
+        folder, manifest = self._folder, Manifest.existing(self._folder)
+        sums = self._read(folder / RAW)
+        totals = sums.totals()
+        total = _planned_parts(folder, manifest) + sum(one.parts for one in passes(folder))
+        rate = sums.handled / totals["seconds"] if totals["seconds"] else 0.0
+        left = total - sums.shards
+        return {
+            "rows": totals["rows_in"],
+            "by_status": totals["by_status"],
+            "by_reason": dict(Counter(totals["by_reason"]).most_common()),
+            "by_host": sums.worst_hosts(HOSTS_SHOWN),
+            "shards_done": sums.shards,
+            "shards_total": total,
+            "images_per_s": totals["images_per_s"],
+            "bytes": totals["bytes"],
+            "eta_s": left * sums.handled / sums.shards / rate if rate else None,
+            "stages": {stage: {"done": manifest.is_done(stage), "totals": manifest.totals(stage)} for stage in STAGES},
+        }
+
+    def _read(self, raw: Folder) -> Sums:
+        names = committed(raw)
+        if not self._seen.issubset(names):  # shards have gone, to be made again
+            self._seen, self._sums = set(), Sums()
+        new = [name for name in names if name not in self._seen]
+        for name, commit in zip(new, read_commits(raw, new), strict=True):
+            self._sums.add(commit)
+            self._seen.add(name)
+        return self._sums
+
+
+def _planned_parts(folder: Folder, manifest: Manifest) -> int:
+    if manifest.is_done(PLAN):
+        return int(manifest.totals(PLAN)["parts"])
+    return sum(name.startswith("part-") for name in (folder / PLAN).names(".parquet"))
 
 
 def render(state: dict[str, Any]) -> None:
@@ -66,8 +88,9 @@ def render(state: dict[str, Any]) -> None:
 
 def watch(corpus: str) -> None:
     """Show the state anew every `WATCH_EVERY_S` seconds until Ctrl-C, or until every shard is done."""
+    watched = Watched(corpus)
     while True:
-        state = status(corpus)
+        state = watched.state()
         show.console.clear()
         render(state)
         if state["stages"][RAW]["done"]:

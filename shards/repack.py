@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -105,7 +105,7 @@ def _selected(
     """Run `count` selections; yield (task, result). Few are done here, sooner than workers are started."""
     if count > FEW_SHARDS:
         actor = ray.remote(Repacker)
-        yield from _outcomes(lambda: actor.remote(corpus), tasks, cores, cluster)
+        yield from _outcomes(lambda _: actor.remote(corpus), tasks, cores, cluster)
         return
     here = Repacker(corpus)
     for task in tasks:
@@ -128,7 +128,7 @@ def _write_shards(corpus: str, layout: Layout, cores: int, cluster: ClusterConfi
     failed: list[str] = []
     with progress("repack", len(wanted), "shards") as meter:
         meter.advance(len(wanted) - len(tasks))
-        for (_, _, _), stats in _outcomes(lambda: actor.remote(corpus, shared), iter(tasks), cores, cluster, failed):
+        for (_, _, _), stats in _outcomes(lambda _: actor.remote(corpus, shared), iter(tasks), cores, cluster, failed):
             metrics.shards().inc(tags={"stage": FINAL})
             metrics.rows().inc(stats["successes"], tags={"stage": FINAL, "status": Status.SUCCESS, "reason": ""})
             meter.advance(samples=stats["successes"])
@@ -137,7 +137,7 @@ def _write_shards(corpus: str, layout: Layout, cores: int, cluster: ClusterConfi
 
 
 def _outcomes(
-    make_actor: Any,
+    make_actor: Callable[[int], Any],
     tasks: Iterator[Task],
     cores: int,
     cluster: ClusterConfig,

@@ -126,9 +126,8 @@ def _line(name: str, count: int, rows_in: int, tone: str, is_status: bool) -> Li
 
 def _so_far(folder: Folder, manifest: Manifest) -> list[Stage]:
     raw = folder / RAW
-    commits = read_commits(raw, committed(raw))
-    if not commits:
+    totals = summed(read_commits(raw, committed(raw)))
+    if not totals["shards"]:
         return []
-    totals = summed(commits)
     parts = manifest.totals(PLAN).get("parts", "?")
-    return [stage(RAW, totals, f"{len(commits):,} of {parts} shards so far")]
+    return [stage(RAW, totals, f"{totals['shards']:,} of {parts} shards so far")]

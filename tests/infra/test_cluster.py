@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,20 @@ class Worker:
         return task.upper()
 
 
+class Numbered:
+    """Notes its number each time it starts; the first two of number 1 die over their work."""
+
+    def __init__(self, folder: str, number: int) -> None:
+        self.folder, self.number = Path(folder), number
+        (self.folder / f"{number}-{os.getpid()}").touch()
+
+    def run(self, task: int) -> int:
+        if self.number == 1 and len(list(self.folder.glob("1-*"))) <= 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)  # so that one worker does not do the work of both
+        return self.number
+
+
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[int]:
     with session(ClusterConfig(cpus=2, object_store_bytes=80 * 2**20)) as cores:
@@ -48,14 +64,14 @@ class TestRunBounded:
     def test_every_task_has_one_outcome(self, tmp_path: Path) -> None:
         actor = ray.remote(Worker)
         tasks = [f"t{number}" for number in range(30)]
-        outcomes = list(run_bounded(lambda: actor.remote(str(tmp_path)), tasks, workers=2, retries=0))
+        outcomes = list(run_bounded(lambda _: actor.remote(str(tmp_path)), tasks, workers=2, retries=0))
         assert {outcome.task: outcome.value for outcome in outcomes} == {task: task.upper() for task in tasks}
         assert not any(outcome.error for outcome in outcomes)
 
     def test_dead_workers_tasks_are_tried_again_and_given_up_in_the_end(self, tmp_path: Path) -> None:
         actor = ray.remote(Worker)
         tasks = ["a", "dies-once-1", "b", "always-dies", "c", "dies-once-2", "d"]
-        outcomes = list(run_bounded(lambda: actor.remote(str(tmp_path)), tasks, workers=2, retries=2))
+        outcomes = list(run_bounded(lambda _: actor.remote(str(tmp_path)), tasks, workers=2, retries=2))
         assert sorted(outcome.task for outcome in outcomes) == sorted(tasks)
         (lost,) = [outcome for outcome in outcomes if outcome.error]
         assert lost.task == "always-dies"
@@ -64,10 +80,22 @@ class TestRunBounded:
         assert len(list(tmp_path.glob("always-dies-*"))) in (3, 4)
         assert all(outcome.value == outcome.task.upper() for outcome in outcomes if outcome is not lost)
 
+    def test_who_replaces_a_dead_worker_gets_its_number(self, tmp_path: Path) -> None:
+        actor = ray.remote(Numbered)
+        started: list[str] = []
+        with closing(
+            run_bounded(lambda number: actor.remote(str(tmp_path), number), count(), workers=2, retries=3)
+        ) as outcomes:
+            for outcome in outcomes:
+                started = sorted(path.name.partition("-")[0] for path in tmp_path.iterdir())
+                if outcome.value == 1 or started.count("0") > 1:
+                    break
+        assert started == ["0", "1", "1", "1"]
+
     def test_errors_are_outcomes_and_keep_their_words(self, tmp_path: Path) -> None:
         actor = ray.remote(Worker)
         tasks = ["mistake", "bug", "fine"]
-        outcomes = run_bounded(lambda: actor.remote(str(tmp_path)), tasks, workers=1, retries=3)
+        outcomes = run_bounded(lambda _: actor.remote(str(tmp_path)), tasks, workers=1, retries=3)
         found = {outcome.task: outcome.error for outcome in outcomes}
         assert found["mistake"] == "photos.csv: no column 'url'"
         assert str(found["bug"]).startswith("ZeroDivisionError: of nothing")
@@ -84,14 +112,14 @@ class TestRunBounded:
                 drawn += 1
                 yield f"t{drawn}"
 
-        outcomes = run_bounded(lambda: actor.remote(str(tmp_path)), endless(), workers=2, retries=0, ahead=1)
+        outcomes = run_bounded(lambda _: actor.remote(str(tmp_path)), endless(), workers=2, retries=0, ahead=1)
         for done in range(1, 21):
             next(outcomes)
             assert drawn <= done + 2 * (1 + 1)
         outcomes.close()
 
     def test_no_tasks_need_no_worker(self) -> None:
-        assert list(run_bounded(lambda: pytest.fail("made"), [], workers=2, retries=0)) == []
+        assert list(run_bounded(lambda _: pytest.fail("made"), [], workers=2, retries=0)) == []
 
 
 @pytest.mark.usefixtures("local_ray")

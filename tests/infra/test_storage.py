@@ -7,6 +7,7 @@ import pickle
 import secrets
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,3 +141,26 @@ def test_a_full_disk_is_named() -> None:
         Path("/dev/full").open("wb") as stream,
     ):
         stream.write(b"x" * 2**20)
+
+
+def test_a_listing_of_very_many_files_is_names_and_no_more(tmp_path: Path) -> None:
+    number = 5000
+    for one in range(number):
+        (tmp_path / f"{one:05d}_stats.json").touch()
+    (tmp_path / "retry").mkdir()
+    folder = Folder(tmp_path)
+    tracemalloc.start()
+    try:
+        names = folder.names("_stats.json")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert names == [f"{one:05d}_stats.json" for one in range(number)]
+    assert folder.folders() == ["retry"]
+    assert peak < 300 * number
+
+
+def test_a_file_taken_for_a_folder_is_not_empty(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").touch()
+    assert Folder(tmp_path / "rows.csv").names() == ["rows.csv"]
+    assert Folder(tmp_path / "nowhere").is_empty()

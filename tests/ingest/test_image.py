@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import random
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -341,3 +344,89 @@ def test_a_plain_jpeg_goes_the_short_way_to_nearly_the_same_picture(width: int, 
     assert np.median(np.abs(there - short)) <= 3
     assert turbo.shrunk(body[:-200], width, height, target) is None
     assert refused(body[:-200], config).reason == Reason.DECODE_ERROR
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from ingest.config import ImageConfig
+from ingest.image import Picture, process
+def peak_bytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+small = Path(sys.argv[1]).read_bytes()
+assert isinstance(process(small, ImageConfig()), Picture)
+before = peak_bytes()
+for name in sys.argv[1:]:
+    assert isinstance(process(Path(name).read_bytes(), ImageConfig()), Picture), name
+print(peak_bytes() - before)
+"""
+
+
+def peak_of(paths: list[Path]) -> int:
+    """Return what a process takes more for these pictures, in bytes, than for the first, a small one, alone."""
+    ended = subprocess.run(
+        [sys.executable, "-c", PEAK, *map(str, paths)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    return int(ended.stdout)
+
+
+def small(folder: Path) -> Path:
+    path = folder / "small.jpg"
+    path.write_bytes(encoded(quarters(), "JPEG"))
+    return path
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+
+
+@needs_proc
+@pytest.mark.parametrize(("mode", "bytes_a_pixel"), [("I;16", 2), ("F", 4)])
+def test_deep_grey_takes_little_more_than_its_own_pixels(tmp_path: Path, mode: str, bytes_a_pixel: int) -> None:
+    """A file of some kilobytes: as float32 at once its pixels and the steps over them would take four times that."""
+    path, (width, height) = tmp_path / "large.tif", (8000, 5000)
+    Image.new(mode, (width, height), 1).save(path, "TIFF", compression="tiff_adobe_deflate")
+    assert path.stat().st_size < 2**20
+    assert peak_of([small(tmp_path), path]) < width * height * (bytes_a_pixel + 2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "white"), [("<u2", 0xFFFF), ("<i4", 0xFFFF), ("<i4", 2**31 - 1), ("<f4", 1), ("<f4", 255)]
+)
+def test_strips_do_not_show(monkeypatch: pytest.MonkeyPatch, dtype: str, white: float) -> None:
+    """The brightest value is in one strip alone, and says what white is in all of them."""
+    values = (np.linspace(0, white, 96 * 64).reshape(64, 96)).astype(dtype)
+    monkeypatch.setattr("ingest.image.STRIP_PIXELS", 96 * 5)
+    found = np.asarray(made(encoded(Image.fromarray(values), "TIFF"), ImageConfig(resize="no", format="png"))[1])
+    wanted = values.astype(float) * 255 / white
+    assert np.abs(found[..., 0] - wanted).max() <= 1
+
+
+def test_a_hole_in_a_picture_of_floats_does_not_darken_it() -> None:
+    values = np.full((64, 64), 0.5, np.float32)
+    values[5, 5] = np.nan
+    assert made(encoded(Image.fromarray(values), "TIFF"))[1].getpixel((40, 40)) == (128, 128, 128)
+
+
+@needs_proc
+def test_profiles_do_not_gather_in_memory(tmp_path: Path) -> None:
+    """Each picture has a profile of its own, larger than any in use or as large as those of presses."""
+    paths = [small(tmp_path)]
+    for size, pictures_of_it in ((15 * 10**6, 10), (3 * 10**6, 20)):
+        profile = icc.adobe_rgb_profile() + b"########" + bytes(size)
+        body = encoded(quarters(), "JPEG", icc_profile=profile)
+        for number in range(pictures_of_it):
+            paths.append(tmp_path / f"{size}-{number}.jpg")
+            paths[-1].write_bytes(body.replace(b"########", f"{number:08d}".encode()))
+    assert peak_of(paths) < 100 * 10**6
+
+
+def test_a_large_profile_counts_and_one_beyond_use_does_not() -> None:
+    shown = []
+    for size in (3 * 10**6, 15 * 10**6):
+        profile = icc.adobe_rgb_profile() + bytes(size)
+        body = encoded(icc.from_srgb(quarters()), "JPEG", quality=98, icc_profile=profile, subsampling=0)
+        shown.append(made(body)[1].getpixel((48, 16)))
+    assert np.abs(np.subtract(shown[0], GREEN)).max() <= 8
+    assert np.abs(np.subtract(shown[1], GREEN)).max() > 20

@@ -26,7 +26,7 @@ from ingest.resolver import BlockedAddressError
 
 
 class Server(ThreadingHTTPServer):
-    """`/ok` answers; `/to/N/...` redirects N times; `/away?URL` redirects there."""
+    """`/ok` answers; `/to/N/...` redirects N times; `/away?URL` redirects there; `/status/N` answers with N."""
 
     daemon_threads = True
     agents: list[str]
@@ -37,7 +37,8 @@ class Server(ThreadingHTTPServer):
             path, _, away = self.path.partition("?")
             hops = int(path.removeprefix("/to/")) if path.startswith("/to/") else 0
             target = away or (f"/to/{hops - 1}" if hops else "")
-            self.send_response(302 if target else 200)
+            status = int(path.removeprefix("/status/")) if path.startswith("/status/") else 200
+            self.send_response(302 if target else status)
             if target:
                 self.send_header("Location", target)
             self.send_header("Content-Type", "image/jpeg")
@@ -164,6 +165,31 @@ def test_certificates_are_those_of_the_configuration(certificate: Path, tmp_path
             ask(server.url("/ok"), Opener(FetchConfig(allow_private=True)))
     with pytest.raises(UserError, match=r"fetch\.ca_bundle"):
         Opener(FetchConfig(ca_bundle=str(tmp_path / "nothing.pem")))
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [("/status/404", 1), ("/status/403", 1), ("/status/503", 3), ("/status/429", 3), ("/to/3", 3)],
+)
+def test_what_failed_for_good_is_not_sent_again(server: Server, path: str, sent: int) -> None:
+    opener = Opener(FetchConfig(allow_private=True, max_redirects=2))
+    words = set()
+    for _ in range(3):
+        with pytest.raises(Exception, match=r"HTTP Error|more than 2 redirects") as caught:
+            ask(server.url(path), opener)
+        words.add(str(caught.value))
+    assert len(words) == 1
+    assert len(server.agents) == sent
+    assert opener.asked[server.url(path)].attempts == (3 if sent == 3 and "status" in path else 1)
+
+
+def test_an_opt_out_is_not_sent_again(server: Server) -> None:
+    opener = Opener(FetchConfig(allow_private=True), lambda headers: headers["X-Robots-Tag"] == "otherbot: noai")
+    assert ask(server.url("/ok"), opener) == b"ok"
+    request = urllib.request.Request(server.url("/ok"))
+    with opener.installed(), urllib.request.urlopen(request, timeout=5) as answer:
+        assert (answer.headers["X-Robots-Tag"], answer.read()) == ("otherbot: noai", b"")
+    assert len(server.agents) == 1
 
 
 def test_once_stopped_nothing_is_sent(server: Server) -> None:

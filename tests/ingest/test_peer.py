@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -174,6 +175,21 @@ def test_every_misbehaviour_ends_by_its_own_name(tmp_path: Path, web: SampleWeb,
         assert stats["requests"] >= stats["count"] == sum(stats["by_status"].values())
         assert stats["end_time"] >= stats["start_time"]
     assert verify(str(corpus / "raw")).faults == []
+
+
+def test_only_what_may_pass_is_asked_again(tmp_path: Path, web: SampleWeb, config: IngestConfig) -> None:
+    kinds = {"not_found": 1, "gone": 1, "noai": 1, "noimageai": 1, "redirect_loop": 1, "unavailable": 3}
+    corpus = planned(tmp_path, web, "corpus", list(kinds))
+    table = pq.read_table(tmp_path / "rows-corpus" / "expected.parquet")
+    expected = {row["url"]: row["kind"] for row in table.to_pylist()}
+    PeerWorker(str(corpus), config).run(0)
+    sent = web.log()["paths"]
+    rows = [row for row in rows_of(corpus).values() if expected[row["url"]] in kinds]
+    assert {expected[row["url"]] for row in rows} == set(kinds)
+    for row in rows:
+        kind = expected[row["url"]]
+        assert row["attempts"] == kinds[kind], row
+        assert kind == "redirect_loop" or sent[urlsplit(row["url"]).path] == kinds[kind], row
 
 
 def test_two_runs_give_the_same_bytes(tmp_path: Path, web: SampleWeb, config: IngestConfig) -> None:

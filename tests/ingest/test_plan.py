@@ -24,6 +24,7 @@ from infra.lock import exclusive
 from infra.storage import Folder
 from ingest.config import PlanConfig
 from ingest.plan import plan
+from ingest.retry import EARLIER_REASON, EARLIER_STATUS
 from ingest.spill import ORDER, SortedRuns
 from ingest.urls import canonical, host_of
 
@@ -138,7 +139,9 @@ def test_columns_that_the_sidecar_needs_are_refused_by_name(tmp_path: Path) -> N
     assert plan(str(tmp_path / "d"), PlanConfig(urls=str(path), columns=()))["rows_out"] == 1
 
 
-@pytest.mark.parametrize("name", ["row", "source_key", "key", "status", "reason", *ORDER])
+@pytest.mark.parametrize(
+    "name", ["row", "source_key", "key", "status", "reason", *ORDER, EARLIER_STATUS, EARLIER_REASON]
+)
 def test_a_column_of_ours_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"url": ["http://a.example/1"], "caption": ["a good one"], name: [3]}), path)
@@ -158,6 +161,27 @@ def test_any_other_column_passes_through(tmp_path: Path) -> None:
     assert kept == {0: (1, "a", 7), 2: (3, "c", 9)}
     (rejected,) = pq.read_table(tmp_path / "c" / "plan" / "rejected-00000.parquet").to_pylist()
     assert (rejected["high"], rejected["low"], rejected["row"]) == (2, "b", 1)
+
+
+def test_rows_that_no_file_could_hold_or_tell_apart_are_accounted_for(tmp_path: Path) -> None:
+    """A stray quote in a TSV takes no other row with it, a ragged line is rejected, half a character is replaced."""
+    lines = [
+        "url\tcaption",
+        'http://a.example/1\t"a stray quote',
+        "http://a.example/2\tand a good one",
+        "a\tragged\tline",
+    ]
+    (tmp_path / "1.tsv").write_text("\n".join(lines))
+    (tmp_path / "2.jsonl").write_text('{"url": "http://a.example/3", "caption": "a nice caption \\ud83d"}\n')
+    for name, rows_in, kept in (
+        ("1.tsv", 3, {'"a stray quote', "and a good one"}),
+        ("2.jsonl", 1, {"a nice caption \ufffd"}),
+    ):
+        corpus = tmp_path / name.partition(".")[0]
+        totals = plan(str(corpus), PlanConfig(urls=str(tmp_path / name)))
+        assert (totals["rows_in"], {row["caption"] for row in planned(corpus)}) == (rows_in, kept)
+    (rejected,) = pq.read_table(tmp_path / "1" / "plan" / "rejected-00000.parquet").to_pylist()
+    assert (rejected["row"], rejected["caption"], rejected["reason"]) == (2, "a\tragged\tline", "bad_url")
 
 
 def test_a_folder_of_something_else_is_not_written_to(tmp_path: Path, rows: Path) -> None:

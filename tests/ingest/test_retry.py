@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,6 +17,7 @@ from dedup.config import DedupConfig
 from dedup.run import dedup
 from infra.cluster import ClusterConfig
 from infra.storage import Folder
+from ingest import part as parts
 from ingest.config import IngestConfig, PlanConfig
 from ingest.plan import plan
 from ingest.retry import passes
@@ -134,6 +136,16 @@ def test_a_lost_shard_leaves_to_the_pass_what_it_took_up(
     again = ingest(str(planned), impatient, local_ray)
     assert (again["by_status"], again["by_reason"]) == (totals["by_status"], totals["by_reason"])
     assert (planned / "raw" / "00000.tar").read_bytes() == (copy / "raw" / "00000.tar").read_bytes()
+
+
+def test_a_part_of_the_plan_is_one_whatever_its_columns_are_called(tmp_path: Path) -> None:
+    """Of a corpus that was planned before the name was kept for the passes."""
+    (tmp_path / "plan").mkdir()
+    row = {"key": "000000000", "url": "http://a.example/1", "caption": "a good one", "row": 0, "earlier_status": "mine"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "plan" / "part-00000.parquet")
+    part = parts.read(Folder(tmp_path), 0)
+    assert (part.rows, part.supersedes) == ([row], {})
+    assert "earlier_status" in part.schema.names
 
 
 def test_nothing_to_try_again(tmp_path: Path, config: IngestConfig, web: SampleWeb, local_ray: ClusterConfig) -> None:

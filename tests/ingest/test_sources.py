@@ -5,12 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infra.errors import UserError
 from ingest.sources import Columns, find_sources, read_rows
@@ -52,7 +55,70 @@ def read(urls: Path | str, columns: Columns = COLUMNS) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["r.parquet", "r.csv", "r.tsv", "r.jsonl", "r.csv.gz", "r.tsv.gz", "r.jsonl.gz"])
 def test_every_kind_gives_the_same_rows(tmp_path: Path, name: str) -> None:
-    assert read(write(tmp_path / name, ROWS)) == ROWS
+    rows = [{**row, "caption": row["caption"].replace("\n", " ")} for row in ROWS] if "tsv" in name else ROWS
+    assert read(write(tmp_path / name, rows)) == rows
+
+
+def test_a_tsv_is_read_as_its_writers_meant_it(tmp_path: Path) -> None:
+    """Quoted as pandas does it, unquoted as CC3M is, with a byte order mark and lines that end in CR LF."""
+    lines = ["url\tcaption", '1\t"5"" nails"', '2\t5" nails', '3\t"a "b" c', '4\t""', "5\t", '6\t"tab\there"', "7\t'"]
+    (tmp_path / "r.tsv").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    captions = ['5" nails', '5" nails', '"a "b" c', "", "", "tab\there", "'"]
+    assert read(tmp_path / "r.tsv") == [
+        {"url": str(number), "caption": caption} for number, caption in enumerate(captions, 1)
+    ]
+
+
+@given(st.lists(st.text(st.sampled_from("ab\"\t,' é"), max_size=8).filter(bool), max_size=12))
+def test_no_line_of_a_tsv_vanishes(lines: list[str]) -> None:
+    """One row for each, whatever quotes are in it; a line with the header's tabs and no quote is taken as it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "r.tsv"
+        path.write_text("\n".join(["url\tcaption", "http://a.example/0\tone", *lines, ""]))
+        _, *rows = read(path)
+    assert len(rows) == len(lines)
+    for line, row in zip(lines, rows, strict=True):
+        if '"' not in line and line.count("\t") == 1:
+            assert f"{row['url']}\t{row['caption']}" == line
+        if row["url"] is None:
+            assert row["caption"] == line
+
+
+def test_one_stray_quote_costs_no_row_and_a_ragged_line_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [
+        "url\tcaption\tn",
+        'u1\t"a cat\t1',
+        "u2\ta dog\t2",
+        'u3\ta "big" fish"\t3',
+        "u4\tno number",
+        "u5\tone\ttwo\t3",
+    ]
+    path = tmp_path / "r.tsv"
+    path.write_text("\n".join(lines))
+    rows = read(path)
+    assert [row["url"] for row in rows] == ["u1", "u2", "u3", None, None]
+    assert [row["caption"] for row in rows] == ['"a cat', "a dog", 'a "big" fish"', lines[4], lines[5]]
+    told = [record.getMessage() for record in caplog.records]
+    assert [message.partition(", the header 3;")[0] for message in told] == [
+        f"{path}: line 5 has 2 fields", f"{path}: line 6 has 4 fields",
+    ]  # fmt: skip
+
+
+def test_half_a_character_in_json_is_replaced_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(
+        '{"url": "u1", "caption": "a whole one \\ud83d\\ude00"}\n'
+        '{"url": "u2", "caption": "a nice caption \\ud83d"}\n{"url": "u3", "caption": ["\\udc00", 1]}\n'
+    )
+    assert [row["caption"] for row in read(path)] == [
+        "a whole one \U0001f600",
+        "a nice caption \ufffd",
+        '["\ufffd", 1]',
+    ]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith(f"{path}: 2 values hold half a character (a lone surrogate, the first in line 2)")
 
 
 @pytest.mark.parametrize("name", ["r.txt", "r.txt.gz"])
@@ -109,6 +175,11 @@ def broken(tmp_path: Path, name: str, content: bytes | None) -> str:
         ("latin.csv", "url,caption\nhttp://a/1,caf\xe9\n".encode("latin-1"), "cannot be read as csv"),
         ("rows.jsonl", b'{"url": "a", "caption": "b"}\n{"url": \n', "line 2 is not JSON"),
         ("list.jsonl", b"[1]\n", "line 1 is not a JSON object"),
+        ("deep.jsonl", b"[" * 100_000, "line 1 is not JSON"),
+        ("half.jsonl", b'{"url": "a", "caption": "b", "\\ud83d": 1}\n', r"'\ud83d' holds half a character"),
+        ("twice.tsv", b"url\tcaption\turl\na\tb\tc\n", "same name"),
+        ("latin.tsv", "url\tcaption\nhttp://a/1\tcaf\xe9\n".encode("latin-1"), "save it as UTF-8"),
+        ("headers.tsv", b"url\tcaption\n", "empty"),
         ("late.jsonl", b'{"url": "a", "caption": "b"}\n' * 16_384 + b'{"url": "c", "new": 1}\n', "'new'"),
     ],
 )

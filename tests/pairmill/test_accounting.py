@@ -13,7 +13,7 @@ from infra.storage import Folder
 from ingest.config import PlanConfig
 from ingest.plan import plan
 from pairmill import show
-from pairmill.status import status
+from pairmill.status import Watched, status
 from shards.layout import RAW, SIDECAR, Reason, Status, sample_key, shard_name, sidecar_schema
 from shards.manifest import Manifest
 from shards.writer import writing
@@ -48,6 +48,25 @@ def test_pauses_between_runs_do_not_slow_the_rate(corpus: Folder) -> None:
     assert found["images_per_s"] == pytest.approx(20 / 5)
     assert found["eta_s"] == pytest.approx(10 / 4)
     assert (found["shards_done"], found["shards_total"]) == (2, 3)
+
+
+def test_a_watched_corpus_is_read_on_from_where_it_was(corpus: Folder) -> None:
+    """What has been counted is not read again, until shards have gone: then all is."""
+    commit(corpus, 0, 1000.0, 1004.0)
+    watched = Watched(corpus.url)
+    assert watched.state() == status(corpus.url)
+    first = Path(corpus.path("raw/00000_stats.json"))
+    content = first.read_bytes()
+    first.write_bytes(b"not JSON, as whoever reads it would say")
+    commit(corpus, 1, 1004.0, 1005.0)
+    state = watched.state()
+    assert (state["rows"], state["shards_done"], state["shards_total"], state["images_per_s"]) == (20, 2, 3, 4.0)
+    assert watched.state() == state
+    first.write_bytes(content)
+    assert watched.state() == status(corpus.url)
+    (corpus / RAW).delete("00001_stats.json")
+    assert watched.state() == status(corpus.url)
+    assert watched.state()["rows"] == 10
 
 
 def test_kept_rows_of_the_plan_are_called_planned(corpus: Folder, capsys: pytest.CaptureFixture[str]) -> None:
