@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from ingest.config import FetchConfig
-from ingest.fetch import tls_context
+from ingest.connection import tls_context
 from ingest.resolver import BlockedAddressError
 
 
