@@ -10,11 +10,21 @@ import functools
 import os
 
 import psutil
-from ray.util.metrics import Counter, Gauge, Histogram
+from ray.util.metrics import Counter as RayCounter
+from ray.util.metrics import Gauge, Histogram
 
 _MAX_LABELLED_HOSTS = 300
 _labelled_hosts: set[str] = set()
 SECONDS = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800]
+
+
+class Counter(RayCounter):
+    """Ray's counter, but one that takes a zero: nothing to count must not fail the work that is counted."""
+
+    def inc(self, value: float = 1.0, tags: dict[str, str] | None = None) -> None:
+        """Count `value` more."""
+        if value > 0:
+            super().inc(value, tags or {})
 
 
 @functools.cache
@@ -60,7 +70,9 @@ def throttled_hosts() -> Gauge:
 
 
 def host_label(host: str) -> str:
-    """Return the host as a label, or `other` once there are too many: a label's values must stay few."""
+    """Return the host as a label, in ASCII; `other` once there are too many: a label's values must stay few."""
+    if not host.isascii():
+        host = host.encode("ascii", "backslashreplace").decode()
     if host not in _labelled_hosts:
         if len(_labelled_hosts) >= _MAX_LABELLED_HOSTS:
             return "other"

@@ -6,6 +6,8 @@ import ipaddress
 import socket
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""All of version 6 that IANA hands out; site-local addresses and NAT64 for local use (RFC 8215) lie outside."""
 
 
 def is_public(address: str) -> bool:
@@ -17,6 +19,8 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if parsed not in _GLOBAL_UNICAST:
+            return False
     return parsed.is_global and not parsed.is_multicast
 
 

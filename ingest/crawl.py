@@ -9,12 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from infra import metrics
+from infra.logs import log
 from ingest.config import FetchConfig
 from ingest.consent import Robots
 from ingest.fetch import Body, Fetcher, Judge, Miss, Redirect, RobotsUnreachableError
 from ingest.politeness import Host, HostQueues
-from ingest.urls import host_of
+from ingest.urls import as_sent, host_of
 from shards.layout import Reason, Status
+
+MOST_FAULTS = 100
+"""Rows in a row that may fail by a fault of the crawler's own before it counts as broken."""
 
 
 @dataclass(slots=True)
@@ -31,6 +35,7 @@ class Fetched:
     attempts: int = 0
     transient: bool = False
     opt_out: str | None = None
+    still_encoded: str | None = None  # the Content-Encoding of a body that was not unpacked
     original_width: int | None = None
     original_height: int | None = None
     seconds: float = 0.0
@@ -89,6 +94,7 @@ class Crawler:
         self.room = asyncio.Event()
         self.room.set()
         self.in_flight = 0
+        self._faults = 0
         loop = asyncio.get_running_loop()
         self.broken: asyncio.Future[None] = loop.create_future()
         self._tasks = [loop.create_task(self._work()) for _ in range(config.concurrency)]
@@ -99,10 +105,12 @@ class Crawler:
         """Put a URL in its host's queue; its errand gets the result, in any order."""
         if not visit.seen:
             visit.errand.open[visit.index] = visit
-        host = host_of(visit.url)
-        if host is None:
+        sent = as_sent(visit.url)
+        host = host_of(sent) if sent is not None else None
+        if sent is None or host is None:
             self._finish(visit, Fetched(None, Status.FAILED_TO_DOWNLOAD, Reason.BAD_URL, "not an http URL"))
         else:
+            visit.url = sent
             self._queues.put(host, visit)
 
     @property
@@ -129,9 +137,28 @@ class Crawler:
             try:
                 if not visit.errand.abandoned:
                     await self._visit(host, visit)
+                    self._faults = 0
+            except Exception as error:
+                if not self._ended_by(host, visit, error):
+                    raise
             finally:
                 self.in_flight -= 1
                 self._queues.done(host)
+
+    def _ended_by(self, host: Host[Visit], visit: Visit, error: Exception) -> bool:
+        """End a row that the crawler failed on: a fault of its own, which one hostile answer may have found.
+
+        False when it is no row's: what became of this one could not be delivered, or none of many others ended well.
+        """
+        self._faults += 1
+        log.error("ingest: row %s at %s: a fault of the crawler's own", visit.name, host.name, exc_info=error)
+        is_delivered = visit.index not in visit.errand.open and not visit.errand.abandoned
+        if is_delivered or self._faults > MOST_FAULTS:
+            return False
+        detail = f"{type(error).__name__}: {error}"[:200]
+        fault = Fetched(None, Status.FAILED_TO_DOWNLOAD, Reason.CRAWLER_ERROR, detail, transient=True)
+        self._finish(visit, fault)
+        return True
 
     async def _visit(self, host: Host[Visit], visit: Visit) -> None:
         if not visit.started:
@@ -160,7 +187,12 @@ class Crawler:
             self._queues.reached(host)
             self._finish(
                 visit,
-                Fetched(answer.data, http_status=answer.http_status, content_type=answer.content_type),
+                Fetched(
+                    answer.data,
+                    http_status=answer.http_status,
+                    content_type=answer.content_type,
+                    still_encoded=answer.still_encoded,
+                ),
             )
         elif isinstance(answer, Redirect):
             self._queues.reached(host)

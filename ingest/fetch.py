@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
-import resource
 import ssl
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import urljoin
 
 import aiohttp
@@ -18,17 +16,25 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from infra import metrics
-from infra.errors import UserError
 from ingest.addresses import literal_address
 from ingest.config import FetchConfig
+from ingest.connection import connection_times, connector
 from ingest.consent import MAX_ROBOTS_BYTES, RobotsAnswer, opt_out_evidence
+from ingest.content_encoding import still_encoded, unpacker
 from ingest.image import Refusal
-from ingest.resolver import BlockedAddressError, Resolver, UnresolvedError
-from ingest.urls import host_of
+from ingest.resolver import BlockedAddressError, UnresolvedError
+from ingest.urls import as_sent
 from shards.layout import Reason, Status
 
 REDIRECTS = frozenset((301, 302, 303, 307, 308))
-TRANSIENT_STATUSES = frozenset((429, 500, 502, 503, 504, 520, 521, 522, 524))
+TRANSIENT_STATUSES = frozenset((429, *range(500, 600))) - {501, 505, 510}
+"""Answers after which another try may do better: `wait`, and all by which a server says that the fault is its own.
+
+Not those that say that this very request will never be served: its method (501), its version of HTTP (505), the
+extensions that it lacks (510).
+"""
+PASSING_TLS_ALERTS = frozenset(("TLSV1_ALERT_INTERNAL_ERROR", "UNEXPECTED_EOF_WHILE_READING"))
+"""What ends a handshake for the moment, by OpenSSL's name; all else is about certificates, versions and ciphers."""
 MAX_ROBOTS_REDIRECTS = 5
 _SMALL_BYTES = 16 * 1024
 _JUDGED_BYTES = 64 * 1024
@@ -45,6 +51,7 @@ class Body:
     data: bytes
     http_status: int
     content_type: str | None
+    still_encoded: str | None = None  # the Content-Encoding, where it was not unpacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +104,8 @@ class Fetcher:
     def __init__(self, config: FetchConfig, judge: Judge | None = None, judge_bytes: int = 2**20) -> None:
         """`judge` sees the start of bodies of more than `judge_bytes`, or of unknown length."""
         self._config, self._judge, self._judge_bytes = config, judge, judge_bytes
-        _raise_file_limit()
-        connector = aiohttp.TCPConnector(
-            limit=0,
-            resolver=Resolver(config),
-            use_dns_cache=False,
-            ssl=tls_context(config),
-            keepalive_timeout=15.0,
-        )
         self._session = aiohttp.ClientSession(
-            connector=connector,
+            connector=connector(config),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             headers={
@@ -118,7 +117,7 @@ class Fetcher:
             read_bufsize=_READ_BYTES,
             max_line_size=32 * 1024,
             max_field_size=32 * 1024,
-            trace_configs=[_connection_times()],
+            trace_configs=[connection_times()],
         )
 
     async def close(self) -> None:
@@ -148,7 +147,7 @@ class Fetcher:
                 for _ in range(MAX_ROBOTS_REDIRECTS + 1):
                     async with self._session.get(self._target(url), allow_redirects=False) as response:
                         if response.status in REDIRECTS and "Location" in response.headers:
-                            url = urljoin(url, response.headers["Location"])
+                            url = _moved_to(url, response)
                             continue
                         return RobotsAnswer(response.status, await _robots_text(response))
         except _FAILURES as error:
@@ -156,13 +155,14 @@ class Fetcher:
         return RobotsAnswer(404)
 
     def _target(self, url: str) -> URL:
-        host = host_of(url)
-        if host is None:
+        target = URL(url)
+        host = (target.raw_host or "").rstrip(".")
+        if target.scheme not in ("http", "https") or not host:
             raise aiohttp.InvalidURL(url, "not an http or https URL")
         address = literal_address(host)
         if address is not None and not self._config.may_ask(address):
             raise BlockedAddressError(f"{host} is not a public address")
-        return URL(url)
+        return target
 
     async def _take(self, url: str, response: aiohttp.ClientResponse) -> Body | Redirect | Miss:
         status, moved = response.status, response.status in REDIRECTS and "Location" in response.headers
@@ -185,11 +185,12 @@ class Fetcher:
                 http_status=status, content_type=content_type, opt_out=evidence,
             )  # fmt: skip
         if moved:
+            location = _moved_to(url, response)
             await _drain(response)
-            return Redirect(urljoin(url, response.headers["Location"]), status)
+            return Redirect(location, status)
         taken = await self._body(response)
         if isinstance(taken, bytes):
-            return Body(taken, status, content_type)
+            return Body(taken, status, content_type, still_encoded(response.headers.get("Content-Encoding")))
         response.close()
         if isinstance(taken, Refusal):
             return Miss(
@@ -207,7 +208,7 @@ class Fetcher:
         length = response.content_length
         if length is not None and length > config.max_wire_bytes:
             return _failed(Reason.TOO_LARGE, f"{length} bytes announced, {config.max_wire_bytes} allowed")
-        unpack = _unpacker(response.headers.get("Content-Encoding"), config.max_body_bytes)
+        unpack = unpacker(response.headers.get("Content-Encoding"), config.max_body_bytes)
         chunks: list[bytes] = []
         wire = size = 0
         started, to_judge = (
@@ -238,46 +239,18 @@ class Fetcher:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _connection_times() -> aiohttp.TraceConfig:
-    """Return what tells the metrics how long each new connection took."""
-    trace = aiohttp.TraceConfig()
-
-    async def begun(_session: aiohttp.ClientSession, context: Any, _: aiohttp.TraceConnectionCreateStartParams) -> None:
-        context.begun = asyncio.get_running_loop().time()
-
-    async def made(_session: aiohttp.ClientSession, context: Any, _: aiohttp.TraceConnectionCreateEndParams) -> None:
-        taken_s = asyncio.get_running_loop().time() - context.begun
-        metrics.step_seconds().observe(taken_s, tags={"step": "connect"})
-
-    trace.on_connection_create_start.append(begun)
-    trace.on_connection_create_end.append(made)
-    return trace
-
-
-def tls_context(config: FetchConfig) -> ssl.SSLContext:
-    """Build the process' one TLS context (about 30 ms with a system's bundle). Raises UserError for a bad bundle."""
-    try:
-        context = ssl.create_default_context(cafile=config.ca_bundle)
-    except (OSError, ssl.SSLError) as error:
-        raise UserError(f"fetch.ca_bundle {config.ca_bundle}: cannot be read as certificates: {error}") from None
-    if not config.verify_tls:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
 def retry_after_s(value: str | None) -> float | None:
     """Return what a Retry-After header asks for, in seconds from now; None without a readable one."""
     if not value:
         return None
-    if value.strip().isdigit():
+    if value.isascii() and value.strip().isdigit():
         return float(value)
     try:
         until = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        until = until if until.tzinfo else until.replace(tzinfo=UTC)
+        return max(0.0, (until - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
         return None
-    until = until if until.tzinfo else until.replace(tzinfo=UTC)
-    return max(0.0, (until - datetime.now(UTC)).total_seconds())
 
 
 def _miss(error: BaseException) -> Miss:
@@ -288,7 +261,7 @@ def _miss(error: BaseException) -> Miss:
     if isinstance(error, UnresolvedError):
         return _failed(Reason.DNS, text, transient=error.transient, reached=False)
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
-        return _failed(Reason.TLS, text, reached=False)
+        return _failed(Reason.TLS, text, transient=_may_pass(error), reached=False)
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return _failed(Reason.TIMEOUT, "no connection in time", transient=True, reached=False)
     if isinstance(error, TimeoutError):
@@ -307,28 +280,20 @@ def _miss(error: BaseException) -> Miss:
     return _failed(Reason.BAD_URL, f"{kind}: {text}")
 
 
-def _unpacker(encoding: str | None, max_bytes: int) -> Callable[[bytes], bytes] | None:
-    """Return what unpacks one chunk after another, never to more than one byte above `max_bytes` in all.
+def _may_pass(error: aiohttp.ClientSSLError | ssl.SSLError) -> bool:
+    """Tell whether a TLS failure may be one of the moment: the other side hung up, or had a fault of its own."""
+    cause = error.__cause__ if isinstance(error, aiohttp.ClientSSLError) else error
+    hung_up = isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError)
+    return hung_up or getattr(cause, "reason", None) in PASSING_TLS_ALERTS
 
-    Encodings are not asked for, yet some hosts send them. A body that says gzip and is not is left as it is.
-    """
-    if encoding is None or encoding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
-        return None
-    first_byte = b"\x78" if encoding.strip().lower() == "deflate" else b"\x1f"
-    packed: bool | None = None
-    stream = zlib.decompressobj(wbits=47)
-    total = 0
 
-    def unpack(chunk: bytes) -> bytes:
-        nonlocal packed, total
-        if packed is None:
-            packed = chunk[:1] == first_byte
-        if packed:
-            chunk = stream.decompress(chunk, max(1, max_bytes + 1 - total))
-            total += len(chunk)
-        return chunk
-
-    return unpack
+def _moved_to(url: str, response: aiohttp.ClientResponse) -> str:
+    """Return the address that an answer redirects to. Raises InvalidURL for one that no request can be made of."""
+    location = response.headers["Location"]
+    sent = as_sent(urljoin(url, location))
+    if sent is None:
+        raise aiohttp.InvalidURL(location[:100], "redirected to what is no URL, or too long a one")
+    return sent
 
 
 async def _drain(response: aiohttp.ClientResponse) -> None:
@@ -343,7 +308,7 @@ async def _robots_text(response: aiohttp.ClientResponse) -> str:
     if response.status != 200:
         await _drain(response)
         return ""
-    unpack = _unpacker(response.headers.get("Content-Encoding"), MAX_ROBOTS_BYTES)
+    unpack = unpacker(response.headers.get("Content-Encoding"), MAX_ROBOTS_BYTES)
     text = b""
     async for chunk in response.content.iter_any():
         try:
@@ -354,10 +319,3 @@ async def _robots_text(response: aiohttp.ClientResponse) -> str:
             response.close()
             break
     return text[:MAX_ROBOTS_BYTES].decode("utf-8-sig", "replace")
-
-
-def _raise_file_limit() -> None:
-    """Let the process hold as many connections as the system allows it; soft limits are often 1,024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

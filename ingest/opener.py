@@ -16,7 +16,7 @@ from email.message import Message
 from typing import IO, Any
 
 from ingest.config import FetchConfig
-from ingest.fetch import tls_context
+from ingest.connection import tls_context
 from ingest.peer_words import verdict
 from ingest.resolver import BlockedAddressError
 from shards.layout import Status

@@ -1,4 +1,4 @@
-"""What the sidecar says of a row, from what the network made of it."""
+"""What the sidecar says of a row, from what the network and the decoder made of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ingest.crawl import Fetched
-from shards.layout import Status
+from ingest.urls import MAX_URL_CHARACTERS
+from shards.layout import Reason, Status
+
+MAX_CHARACTERS = 2000
+"""What is kept of a header; a server may send many times as much."""
 
 
 def row_without_picture(row: dict[str, Any], fetched: Fetched) -> dict[str, Any]:
@@ -14,14 +18,33 @@ def row_without_picture(row: dict[str, Any], fetched: Fetched) -> dict[str, Any]
     return row | {
         "status": fetched.status.value,
         "reason": fetched.reason.value,
-        "detail": fetched.detail,
+        "detail": storable(fetched.detail),
         "http_status": fetched.http_status,
-        "final_url": fetched.final_url,
-        "content_type": fetched.content_type,
+        "final_url": storable(fetched.final_url, MAX_URL_CHARACTERS),
+        "content_type": storable(fetched.content_type),
         "attempts": fetched.attempts,
         "transient": fetched.transient if fetched.status == Status.FAILED_TO_DOWNLOAD else None,
         "fetched_at": datetime.now(UTC) if fetched.attempts > 0 else None,
-        "opt_out": fetched.opt_out,
+        "opt_out": storable(fetched.opt_out),
         "original_width": fetched.original_width,
         "original_height": fetched.original_height,
     }
+
+
+def row_with_picture(row: dict[str, Any], fetched: Fetched, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return an input row with the facts of its download and, over them, the decoder's."""
+    whole = row_without_picture(row, fetched) | facts
+    if fetched.still_encoded is not None and whole["reason"] == Reason.NOT_AN_IMAGE:
+        whole["reason"] = Reason.CONTENT_ENCODING.value
+        whole["detail"] = storable(f"Content-Encoding: {fetched.still_encoded}; {whole['detail']}")
+    return whole
+
+
+def storable(text: str | None, most: int = MAX_CHARACTERS) -> str | None:
+    """Return text from the web as Parquet takes it: at most `most` characters, each of them one of Unicode's.
+
+    Bytes that were no UTF-8 come as lone surrogates; they are written out, as `\\\\udce9`.
+    """
+    if text is None or (len(text) <= most and text.isascii()):
+        return text
+    return text[:most].encode("utf-8", "backslashreplace").decode()[:most]

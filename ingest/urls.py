@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from urllib.parse import urlsplit
 
 from w3lib.url import canonicalize_url
+from yarl import URL
 
 MAX_URL_CHARACTERS = 8000
 _PLAIN = re.compile(
     r"https?://[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+"
 )
+_PLAIN_HOST = re.compile(r"https?://([a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)\.?(?::[0-9]{1,4})?(?:[/?#]|\Z)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_UNDECODED = re.compile("[\udc80-\udcff]")
+MAX_HOST_CHARACTERS = 253
 
 
 def canonical(url: str | None) -> str | None:
@@ -35,15 +38,38 @@ def canonical(url: str | None) -> str | None:
 
 
 def host_of(url: str) -> str | None:
-    """Return the lower-case host of an http or https URL, without port or user; None for any other URL."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        return None
-    if parts.scheme.lower() not in ("http", "https") or not host or len(host) > 253:
+    """Return the host of an http or https URL, without port or user; None for any other URL.
+
+    It is the host as the HTTP client has it: in lower case and ASCII, so that no two spellings (`bücher.example`,
+    digits and dots of other scripts) pass for two hosts, or for one that is not asked in the end.
+    """
+    plain = _PLAIN_HOST.match(url)
+    if plain is not None:
+        host: str | None = plain[1]
+    else:
+        try:
+            parsed = URL(url)
+        except ValueError:
+            return None
+        host = parsed.raw_host if parsed.scheme in ("http", "https") else None
+    if not host or len(host) > MAX_HOST_CHARACTERS or not host.isascii():
         return None
     return host.rstrip(".") or None
+
+
+def as_sent(url: str) -> str | None:
+    """Return a URL in ASCII, as it is sent: the host in IDNA, the rest percent-encoded; None if it has no such form.
+
+    Bytes of a header that are no UTF-8, which the HTTP client leaves as lone surrogates, are encoded as they came.
+    """
+    if len(url) > MAX_URL_CHARACTERS:
+        return None
+    if url.isascii():
+        return url
+    try:
+        return str(URL(_UNDECODED.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", url)))
+    except ValueError:
+        return None
 
 
 def order_of(canonical_url: str, seed: int) -> tuple[int, int]:

@@ -14,6 +14,8 @@ from typing import Any
 import uvloop
 
 from infra import metrics
+from infra.cluster import end_actor
+from infra.logs import log
 from infra.storage import Folder
 from ingest import part as parts
 from ingest.config import IngestConfig
@@ -22,9 +24,9 @@ from ingest.decoding import Decoders
 from ingest.image import refusal_by_header
 from ingest.part import Part
 from ingest.reorder import RowOrder
-from ingest.sidecar import row_without_picture
+from ingest.sidecar import row_with_picture, row_without_picture
 from ingest.tally import Tally
-from shards.layout import RAW, Reason, Status, shard_name
+from shards.layout import RAW, Reason, Status, part_name, shard_name
 from shards.writer import writing
 
 LARGE_BYTES = 2**20
@@ -39,6 +41,10 @@ NEVER_S = 10 * 365 * 86400.0
 
 class AbandonedError(Exception):
     """The shard is given up since another part of its worker failed."""
+
+
+class BrokenCrawlerError(Exception):
+    """The crawler failed by a fault that is no row's, and makes no shard any more; the cause says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +91,19 @@ class ShardWorker:
     def run(self, part: int) -> dict[str, Any]:
         """Make the shard of plan part `part` and commit it; return the content of its `_stats.json`.
 
+        A crawler that is broken ends the actor in which it runs: the part falls to the one in its place.
+
         Raises:
             RunError: the part is damaged, or the disk is full. No trace of the shard is left.
+            BrokenCrawlerError: it is broken, and there is no actor to end.
         """
         shard = _Shard(parts.read(self._corpus, part))
-        return asyncio.run_coroutine_threadsafe(self._make(shard), self._loop).result()
+        try:
+            return asyncio.run_coroutine_threadsafe(self._make(shard), self._loop).result()
+        except BrokenCrawlerError:
+            log.exception("ingest: this worker's crawler is broken, at %s", part_name(part))
+            end_actor()
+            raise
 
     def close(self) -> None:
         """End all threads and connections."""
@@ -123,7 +137,7 @@ class ShardWorker:
         try:
             await asyncio.wait((writing_it, self._crawler.broken), return_when=asyncio.FIRST_COMPLETED)
             if self._crawler.broken.done() and not writing_it.done():
-                self._crawler.broken.result()
+                raise BrokenCrawlerError("the crawler is broken") from self._crawler.broken.exception()
             made: dict[str, Any] = await writing_it
             return made
         finally:
@@ -163,7 +177,7 @@ class ShardWorker:
             shard.ended.put(error)
             return
         facts, picture = task.result()
-        row = row_without_picture(shard.part.rows[index], fetched) | facts
+        row = row_with_picture(shard.part.rows[index], fetched, facts)
         self._hold(shard, (len(picture) if picture else 0) - len(fetched.body or b""))
         shard.ended.put(_Ended(index, row, picture, fetched))
 

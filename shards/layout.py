@@ -53,11 +53,13 @@ class Reason(StrEnum):
     TRUNCATED_BODY = "truncated_body"
     CONNECTION_RESET = "connection_reset"
     NOT_ATTEMPTED = "not_attempted"
+    CRAWLER_ERROR = "crawler_error"
     # the rights holder's word
     ROBOTS_TXT = "robots_txt"
     OPT_OUT = "opt_out"
     # the picture
     NOT_AN_IMAGE = "not_an_image"
+    CONTENT_ENCODING = "content_encoding"
     DECODE_ERROR = "decode_error"
     DECODER_CRASH = "decoder_crash"
     DECODE_TIMEOUT = "decode_timeout"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import socketserver
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
+from yarl import URL
 
 from infra.errors import UserError
 from ingest.config import FetchConfig
-from ingest.crawl import Crawler, Errand, Fetched, Visit
-from ingest.fetch import retry_after_s, tls_context
+from ingest.connection import tls_context
+from ingest.crawl import MOST_FAULTS, Crawler, Errand, Fetched, Visit
+from ingest.fetch import Fetcher, retry_after_s
 from pairmill.sample_web.process import SampleWeb
 from shards.layout import Reason, Status
 
@@ -51,7 +56,8 @@ def crawl(config: FetchConfig, urls: list[str], retries_left: int = 1000, **opti
             await crawler.close()
         return [results[index] for index in range(len(urls))]
 
-    return asyncio.run(main())
+    with asyncio.Runner(loop_factory=options.pop("loop", None)) as runner:
+        return runner.run(main())
 
 
 @pytest.mark.parametrize(
@@ -168,16 +174,42 @@ def test_redirects_to_odd_places(near: FetchConfig, location: str, reason: Reaso
 
 
 @contextmanager
-def answering(answer: bytes, host: str = "127.0.0.1") -> Iterator[str]:
-    """Serve the same bytes to every connection; yields the URL."""
+def answering(
+    answer: bytes | dict[bytes, bytes],
+    host: str = "127.0.0.1",
+    *,
+    asked: list[bytes] | None = None,
+    hello: bool = False,
+    again_s: float = 0.0,
+) -> Iterator[str]:
+    """Serve the same bytes to every connection, or those of its path (`b""`: of any other); yields the URL.
+
+    `asked` gets the paths; `hello`: what comes is no HTTP; `again_s`: the bytes are sent again and again.
+    """
 
     class Same(socketserver.StreamRequestHandler):
         def handle(self) -> None:
+            if hello:
+                self.request.recv(64 * 1024)
+                self.wfile.write(answer if isinstance(answer, bytes) else b"")
+                return
+            path = self.rfile.readline().split(b" ")[1]
             while self.rfile.readline().strip():
                 pass
-            self.wfile.write(answer)
+            if asked is not None:
+                asked.append(path)
+            reply = answer if isinstance(answer, bytes) else answer.get(path, answer.get(b"", b""))
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(reply)
+                while again_s:
+                    time.sleep(again_s)
+                    self.wfile.write(reply)
 
-    with socketserver.ThreadingTCPServer((host, 0), Same) as server:
+    class Quiet(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        request_queue_size = 128
+
+    with Quiet((host, 0), Same) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield f"http://{host}:{server.server_address[1]}/a.jpg"
@@ -207,6 +239,129 @@ def test_odd_answers(near: FetchConfig, head: str, body: bytes, reason: Reason) 
     assert found.reason is reason, found.detail
     if reason is Reason.NONE:
         assert found.body == b"x" * 5000
+
+
+@pytest.mark.parametrize("host", ["①②⑦.0.0.1", "127。0。0。1", "１２７.0.0.1", "127.0.0.1.", "127.0.0.①"])
+def test_an_address_in_digits_and_dots_of_other_scripts_is_seen_through(near: FetchConfig, host: str) -> None:
+    public = near.model_copy(update={"allow_private": False})
+    here = public.model_copy(update={"allow_networks": ("127.0.0.2/32",)})
+    asked: list[bytes] = []
+    with answering(b"HTTP/1.1 200 OK\r\n\r\nx", asked=asked) as url:
+        port = url.split(":")[2]
+        moved = f"HTTP/1.1 302 Found\r\nLocation: http://{host}:{port}\r\nContent-Length: 0\r\n\r\n".encode()
+        with answering(moved, "127.0.0.2") as mover:
+            robots_too = [crawl(config, [mover])[0] for config in (here, here.model_copy(update={"robots": False}))]
+        found = crawl(public, [f"http://{host}:{port}"])
+    for one in (*robots_too[1:], *found):
+        assert (one.status, one.reason) == (DOWNLOAD, Reason.BLOCKED_ADDRESS), one.detail
+    assert not asked
+
+
+class UncheckedFetcher(Fetcher):
+    """One that looks at no address before it asks."""
+
+    def _target(self, url: str) -> URL:
+        return URL(url)
+
+
+def test_the_address_that_is_connected_to_is_looked_at_again(near: FetchConfig) -> None:
+    async def main(url: str) -> Any:
+        fetcher = UncheckedFetcher(near.model_copy(update={"allow_private": False}))
+        try:
+            return await fetcher.ask(url)
+        finally:
+            await fetcher.close()
+
+    asked: list[bytes] = []
+    with answering(b"HTTP/1.1 200 OK\r\n\r\nx", asked=asked) as url:
+        assert asyncio.run(main(url)).reason is Reason.BLOCKED_ADDRESS
+    assert not asked
+
+
+def test_after_a_redirect_the_new_address_is_held_against_robots_txt(near: FetchConfig) -> None:
+    asked: list[bytes] = []
+    replies = {
+        b"/robots.txt": b"HTTP/1.1 200 OK\r\n\r\nUser-agent: *\nDisallow: /private/\n",
+        b"/a.jpg": b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: /private/b.jpg\r\n\r\n",
+    }
+    with answering(replies, asked=asked) as url:
+        found = crawl(near, [url])[0]
+    assert (found.status, found.reason, found.attempts) == (Status.FILTERED, Reason.ROBOTS_TXT, 1)
+    assert asked == [b"/robots.txt", b"/a.jpg"]
+
+
+def test_a_body_of_no_announced_length_is_bounded_as_sent(near: FetchConfig) -> None:
+    with answering(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + bytes(3_000_000)) as url:
+        found = crawl(near.model_copy(update={"robots": False}), [url])[0]
+    assert found.reason is Reason.TOO_LARGE
+    assert found.detail == "more than 2000000 bytes"
+
+
+@pytest.mark.parametrize(
+    ("status", "attempts"),
+    [(429, 3), (500, 3), (507, 3), (508, 3), (523, 3), (599, 3), (501, 1), (505, 1), (510, 1), (408, 1), (999, 1)],
+)
+def test_a_servers_own_failures_are_tried_again(near: FetchConfig, status: int, attempts: int) -> None:
+    with answering(f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\nRetry-After: ²\r\n\r\n".encode()) as url:
+        found = crawl(near.model_copy(update={"robots": False}), [url])[0]
+    assert (found.reason, found.http_status, found.attempts) == (Reason.HTTP_STATUS, status, attempts)
+    assert found.transient == (attempts > 1)
+
+
+def test_a_retry_may_follow_at_once(near: FetchConfig) -> None:
+    at_once = near.model_copy(update={"robots": False, "backoff_s": 0.0})
+    with answering(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\nRetry-After: 0\r\n\r\n") as url:
+        assert crawl(at_once, [url])[0].attempts == 3
+
+
+@pytest.mark.parametrize(
+    ("record", "transient"),
+    [
+        (b"", True),  # hangs up in the handshake
+        (b"\x16\x03\x03\x10\x00\x02", True),  # in the midst of a record
+        (b"\x15\x03\x01\x00\x02\x01\x00", True),  # says so first: close_notify
+        (b"\x15\x03\x01\x00\x02\x02\x50", True),  # internal_error
+        (b"\x15\x03\x01\x00\x02\x02\x28", False),  # handshake_failure
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", False),
+    ],
+)
+def test_a_handshake_that_breaks_off_may_do_better(near: FetchConfig, record: bytes, transient: bool) -> None:
+    for loop in (asyncio.new_event_loop, uvloop.new_event_loop):
+        with answering(record, hello=True) as url:
+            found = crawl(near.model_copy(update={"robots": False}), [url.replace("http", "https")], loop=loop)[0]
+        assert (found.status, found.transient, found.attempts > 1) == (DOWNLOAD, transient, transient), found.detail
+        assert found.reason in (Reason.TLS, Reason.CONNECT)
+
+
+def test_a_flood_of_interim_answers_ends_at_once_and_a_trickle_in_time(near: FetchConfig) -> None:
+    interim = b"HTTP/1.1 100 Continue\r\n\r\n"
+    config = near.model_copy(update={"robots": False, "total_s": 1.0, "retries": 0})
+    with answering(interim * 200_000) as url:
+        flood = crawl(config, [url], loop=uvloop.new_event_loop)[0]
+    assert (flood.reason, flood.transient) == (Reason.CONNECTION_RESET, False)
+    assert "a flood of interim answers" in (flood.detail or "")
+    with answering(interim, again_s=0.05) as url:
+        trickle = crawl(config, [url], loop=uvloop.new_event_loop)[0]
+    assert trickle.reason is Reason.TIMEOUT
+    with answering(interim * 5 + b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nx") as url:
+        assert crawl(config, [url])[0].body == b"x"
+
+
+def test_a_fault_of_the_crawlers_own_costs_one_row_and_many_in_a_row_break_it(near: FetchConfig) -> None:
+    def judge(start: bytes) -> None:
+        if start.startswith(b"bad"):
+            raise RuntimeError("a fault, caf\udce9")
+
+    config = near.model_copy(update={"robots": False})
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 900000\r\nConnection: close\r\n\r\n"
+    with answering({b"/a.jpg": head + b"good " * 180_000, b"": head + b"bad! " * 180_000}) as url:
+        base = url.removesuffix("/a.jpg")
+        good, bad = crawl(config, [url, f"{base}/c.jpg"], judge=judge)
+        assert (good.status, good.body) == (Status.SUCCESS, b"good " * 180_000)
+        assert (bad.status, bad.reason, bad.transient) == (DOWNLOAD, Reason.CRAWLER_ERROR, True)
+        assert (bad.detail or "").startswith("RuntimeError: a fault")
+        with pytest.raises(RuntimeError, match="a fault"):
+            crawl(config, [f"{base}/{number}.jpg" for number in range(2 * MOST_FAULTS)], judge=judge)
 
 
 def test_retries_have_a_budget_and_long_retry_after_is_respected(web: SampleWeb, near: FetchConfig) -> None:
@@ -263,6 +418,8 @@ def test_retry_after_in_both_forms() -> None:
     assert retry_after_s("12") == 12.0
     assert retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
     assert retry_after_s("Fri, 31 Dec 2999 23:59:59 GMT") > 10**9  # type: ignore[operator]
+    for hostile in ("²", "Sat, 01 Jan 99999999999999 00:00:00 GMT", "Sat, 01 Jan 2000 00:00:00 +9999999999", "9" * 30):
+        assert retry_after_s(hostile) in (None, 1e30)
     assert retry_after_s(None) is retry_after_s("soon") is None
 
 

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from w3lib.url import canonicalize_url
+from yarl import URL
 
 from infra.errors import UserError
 from infra.lock import exclusive
@@ -238,6 +239,26 @@ def test_the_short_way_to_a_canonical_url_agrees_with_w3lib(scheme: str, host: s
     if found is not None:
         assert found == canonicalize_url(f"{scheme}{host}/{rest}".strip())
         assert canonical(found) == found
+
+
+HOST_TEXT = st.text(st.sampled_from("abz09.-_:/?#@[]% \\AÉ①。\t\n\udce9"), max_size=14)
+
+
+@settings(max_examples=500)
+@given(st.sampled_from(["http://", "https://", "HTTP://"]), HOST_TEXT)
+def test_the_short_way_to_a_host_agrees_with_the_http_client(scheme: str, rest: str) -> None:
+    host = host_of(scheme + rest)
+    assert host is None or host.isascii()
+    try:
+        asked = URL(scheme + rest).raw_host or ""
+    except ValueError:
+        return
+    assert host == (asked.rstrip(".") or None) or not asked.isascii()
+
+
+def test_spellings_of_one_host_are_one() -> None:
+    spellings = ("bücher.example", "BÜCHER.example.", "xn--bcher-kva.example:80", "user@bücher。example")
+    assert {host_of(f"http://{one}/a.jpg") for one in spellings} == {"xn--bcher-kva.example"}
 
 
 @given(st.text(max_size=60))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
+from typing import Any
 
 import pytest
+from aiohttp.resolver import AsyncResolver
 
 from ingest.addresses import is_public, literal_address
 from ingest.config import FetchConfig
@@ -34,6 +38,9 @@ from ingest.resolver import BlockedAddressError, Resolver, UnresolvedError
         ("64:ff9b::7f00:1", False),
         ("2002:7f00:1::", False),
         ("ff02::1", False),
+        ("fec0::1", False),
+        ("64:ff9b:1::7f00:1", False),
+        ("::7f00:1", False),
     ],
 )
 def test_public_addresses(address: str, public: bool) -> None:
@@ -85,6 +92,46 @@ def test_a_name_for_a_private_address_is_refused() -> None:
             await resolver.close()
 
     asyncio.run(main())
+
+
+class NameServer(asyncio.DatagramProtocol):
+    """Answers every question for an IPv4 address with the same ones, by RFC 1035; any other with none."""
+
+    def __init__(self, addresses: list[str]) -> None:
+        self.addresses = addresses
+        self.transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        end = data.index(b"\0", 12) + 5
+        question, kind = data[12:end], data[end - 4 : end - 2]
+        addresses = self.addresses if kind == b"\0\1" else []
+        answers = [b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 60, 4) + socket.inet_aton(one) for one in addresses]
+        head = data[:2] + struct.pack(">HHHHH", 0x8180, 1, len(answers), 0, 0)
+        self.transport.sendto(head + question + b"".join(answers), address)
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_of_a_name_with_several_addresses_only_the_public_ones_are_asked(private: bool) -> None:
+    async def main() -> list[str]:
+        made = asyncio.get_running_loop().create_datagram_endpoint(
+            lambda: NameServer(["127.0.0.1", "93.184.216.34", "10.0.0.1"]), ("127.0.0.1", 0)
+        )
+        transport, _ = await made
+        port = transport.get_extra_info("sockname")[1]
+        resolver = Resolver(FetchConfig(allow_private=private))
+        await resolver._inner.close()
+        resolver._inner = AsyncResolver(nameservers=["127.0.0.1"], udp_port=port)
+        try:
+            return sorted(one["host"] for one in await resolver.resolve("mixed.example", 80))
+        finally:
+            await resolver.close()
+            transport.close()
+
+    everything = ["10.0.0.1", "127.0.0.1", "93.184.216.34"]
+    assert asyncio.run(main()) == (everything if private else ["93.184.216.34"])
 
 
 def test_networks_that_are_allowed_by_name() -> None:
