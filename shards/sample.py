@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shards.tar import BLOCK_BYTES, members, padded, plain
+from shards.tar import BLOCK_BYTES, members, plain
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "avif")
 """Extensions taken for the image of a pair."""
@@ -46,7 +47,7 @@ def parse(data: bytes, needs: tuple[str, ...], start: int = 0, stop: int | None 
     stop = len(data) if stop is None else min(stop, len(data))
     sample = _plain_sample(data, start, stop) or _any_sample(data[start:stop])
     for need in needs:
-        if need not in sample and (need != "image" or not any(name in sample for name in IMAGES)):
+        if need not in sample and (need != "image" or sample.keys().isdisjoint(IMAGES)):
             raise BadSampleError(f"{sample['__key__']} has no {need}")
     return sample
 
@@ -54,27 +55,30 @@ def parse(data: bytes, needs: tuple[str, ...], start: int = 0, stop: int | None 
 def _plain_sample(data: bytes, at: int, stop: int) -> dict[str, Any] | None:
     """Parse a sample as `ShardWriter` writes them; None for any other, which need not be a bad one."""
     sample: dict[str, Any] = {}
-    key = b""
+    lead = b""
     while at < stop:
         found = plain(data, at)
         if found is None:
             return None
         name, size = found
-        begin, at = at + BLOCK_BYTES, at + BLOCK_BYTES + padded(size)
-        if not sample:
-            key, dot, extension = name.partition(b".")
-            if not key.isalnum() or not dot:
+        if not lead:
+            lead = name[: name.find(b".") + 1]
+            if not lead[:-1].isalnum():
                 return None
-            sample["__key__"] = key.decode()
-        else:
-            extension = name[len(key) + 1 :]
-        if name[: len(key) + 1] != key + b"." or not extension.isalnum() or at > stop:
-            return None
-        suffix = extension.decode().lower()
-        if suffix in sample:
+            sample["__key__"] = lead[:-1].decode()
+        begin, at = at + BLOCK_BYTES, at + BLOCK_BYTES + (size + BLOCK_BYTES - 1 & -BLOCK_BYTES)
+        suffix = _suffix(name[len(lead) :])
+        if not suffix or suffix in sample or at > stop or not name.startswith(lead):
             return None
         sample[suffix] = data[begin : begin + size]
     return sample
+
+
+@functools.lru_cache(maxsize=1024)
+def _suffix(padded: bytes) -> str:
+    """Return the extension that ends a header's name, padded with NUL; empty for one that is not plain."""
+    suffix = padded.rstrip(b"\0")
+    return suffix.decode().lower() if suffix.isalnum() else ""
 
 
 def _any_sample(data: bytes) -> dict[str, Any]:

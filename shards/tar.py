@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,8 +21,10 @@ _LEAST_SEEK_BYTES = 4096
 _WITHOUT_CONTENT = b"123456"
 """Links, devices, folders, pipes: nothing follows their header, whatever size it gives."""
 _ADLER = 65521
-_PLAIN_SUM = ord(" ") - 8 * ord(" ") + 1
-"""From a header's told sum and its digits to Adler-32's low half: the sum's own eight bytes count as blanks there."""
+_PLAIN = struct.Struct("100s 24x 11s 13x 6s 3s 100x 6s 82x B 166x").unpack_from
+_DIGIT_SUMS = bytes(sum(map(int, f"{number:o}")) for number in range(1 << 16))
+_PLAIN_SUM = 6 * ord("0") + ord(" ") - 8 * ord(" ") + 1
+"""From a header's told sum and its digits' sum to Adler-32's low half: the sum's own eight bytes count as blanks."""
 _NAME_BYTES, _OCTAL_LIMIT = 100, 8**11
 _MODE_AND_OWNER = b"0000644\x000000000\x000000000\0"
 _AFTER_TIME = b" " * 8 + b"0".ljust(101, b"\0") + b"ustar\x0000" + bytes(64 + 183)
@@ -68,25 +71,24 @@ class Member(NamedTuple):
 
 
 def plain(data: bytes, at: int) -> tuple[bytes, int] | None:
-    """Return name and content size from the header at byte `at` if it is one that `header` writes, sound and in full.
+    """Return name (padded with NUL) and content size from the header at byte `at`, if `header` would write it so.
 
     None for every other header, the damaged ones too: `members` knows them, and says what is wrong. It is there since
-    a stream reads three headers a sample: this takes a fifth of the time.
+    a stream reads three headers a sample: this takes a sixth of the time.
     """
-    block = data[at : at + BLOCK_BYTES]
-    told, digits = block[148:154], block[124:135]
-    if block[154:157] != b"\0 0" or block[257:263] != b"ustar\0" or block[345:346] != b"\0":
+    if at + BLOCK_BYTES > len(data):
         return None
-    if not (told.isdigit() and digits.isdigit()) or len(block) < BLOCK_BYTES:
+    name, digits, told, kind, magic, prefix = _PLAIN(data, at)
+    if kind != b"\0 0" or magic != b"ustar\0" or prefix or not (digits.isdigit() and told.isdigit()):
         return None
     try:
-        summed, size = int(told, 8) + sum(told) + _PLAIN_SUM, int(digits, 8)
+        summed, size = int(told, 8), int(digits, 8)
     except ValueError:
         return None
-    if zlib.adler32(block) & 0xFFFF != summed % _ADLER:
+    # As in `_kind_and_size`, where the sum's own digits count; a header's sum has no more than 16 bits.
+    if zlib.adler32(data[at : at + BLOCK_BYTES]) & 0xFFFF != summed + _DIGIT_SUMS[summed & 0xFFFF] + _PLAIN_SUM:
         return None
-    end = block.find(0, 0, _NAME_BYTES)
-    return block[: end if end >= 0 else _NAME_BYTES], size
+    return name, size
 
 
 def members(data: bytes) -> list[Member]:
