@@ -13,6 +13,7 @@ from ingest.config import FetchConfig
 from ingest.consent import Robots
 from ingest.fetch import Body, Fetcher, Judge, Miss, Redirect, RobotsUnreachableError
 from ingest.politeness import Host, HostQueues
+from ingest.seats import Seat, Seats
 from ingest.urls import host_of
 from shards.layout import Reason, Status
 
@@ -74,7 +75,7 @@ class Visit:
 
 
 class Crawler:
-    """Keeps `concurrency` requests in flight over all shards in hand. Make it inside a running loop.
+    """Keeps `concurrency` requests going over all shards in hand. Make it inside a running loop.
 
     `room` is the brake: while it is cleared no new request is sent.
     """
@@ -91,9 +92,7 @@ class Crawler:
         self.in_flight = 0
         loop = asyncio.get_running_loop()
         self.broken: asyncio.Future[None] = loop.create_future()
-        self._tasks = [loop.create_task(self._work()) for _ in range(config.concurrency)]
-        for task in self._tasks:
-            task.add_done_callback(self._ended)
+        self._seats = Seats(config.concurrency, self._work, self._failed)
 
     def send(self, visit: Visit) -> None:
         """Put a URL in its host's queue; its errand gets the result, in any order."""
@@ -112,28 +111,28 @@ class Crawler:
 
     async def close(self) -> None:
         """Drop what is under way and close all connections."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._seats.close()
         await self._fetcher.close()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None and not self.broken.done():
-            self.broken.set_exception(task.exception())  # type: ignore[arg-type]
+    def _failed(self, error: BaseException) -> None:
+        if not self.broken.done():
+            self.broken.set_exception(error)
 
-    async def _work(self) -> None:
-        while True:
+    async def _work(self, seat: Seat) -> None:
+        while not seat.is_lent:
             await self.room.wait()
             host, visit = await self._queues.take()
             self.in_flight += 1
+            seat.waits()
             try:
                 if not visit.errand.abandoned:
-                    await self._visit(host, visit)
+                    await self._visit(host, visit, seat)
             finally:
+                seat.answered()
                 self.in_flight -= 1
                 self._queues.done(host)
 
-    async def _visit(self, host: Host[Visit], visit: Visit) -> None:
+    async def _visit(self, host: Host[Visit], visit: Visit, seat: Seat) -> None:
         if not visit.started:
             visit.started = time.monotonic()
         lost = self._queues.given_up(host)
@@ -153,7 +152,7 @@ class Crawler:
             self._finish(visit, Fetched(None, Status.FILTERED, Reason.ROBOTS_TXT, barred, opt_out=barred))
             return
         visit.attempts = visit.attempts or 1
-        answer = await self._fetcher.ask(visit.url)
+        answer = await self._fetcher.ask(visit.url, seat.answered)
         why = str(answer.reason) if isinstance(answer, Miss) else ""
         metrics.requests().inc(1, tags={"outcome": type(answer).__name__.lower(), "reason": why})
         if isinstance(answer, Body):

@@ -125,14 +125,18 @@ class Fetcher:
         """Close all connections."""
         await self._session.close()
 
-    async def ask(self, url: str) -> Body | Redirect | Miss:
-        """Send one GET, without following a redirect. What can go wrong with it comes back as a `Miss`."""
+    async def ask(self, url: str, begun: Callable[[], None]) -> Body | Redirect | Miss:
+        """Send one GET, without following a redirect. What can go wrong with it comes back as a `Miss`.
+
+        `begun` is called once the head of an answer is there.
+        """
         try:
             async with asyncio.timeout(self._config.total_s):
                 target, clock = self._target(url), asyncio.get_running_loop().time
                 asked = clock()
                 async with self._session.get(target, allow_redirects=False) as response:
                     answered = clock()
+                    begun()
                     metrics.step_seconds().observe(answered - asked, tags={"step": "first_byte"})
                     taken = await self._take(url, response)
                     if isinstance(taken, Body):
