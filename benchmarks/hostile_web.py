@@ -2,8 +2,10 @@
 
 Of the rows 73% are good, 15% dead (404, refused connections and names that do not resolve, a third each), 5% on
 hosts that take the connection and never answer, 5% slow (half of them too slow to be waited for), 2% redirect in
-circles. Real photographs on 200 loopback hosts, time limits as they are by default. Prints one JSON object: wall
-times, their ratio, how long the run went on after the last picture (`tail_s`), and what became of the rows.
+circles. Real photographs on 200 loopback hosts, time limits as they are by default. Twice: once with 20 hosts for
+each kind of hanging, refusing and too slow row, where a crawler soon knows them (`few_hosts`), and once with a host
+for each such row, where it never does (`own_hosts`). Prints one JSON object: wall times, their ratio, how long the
+run went on after the last picture (`tail_s`), and what became of the rows.
 
     python benchmarks/hostile_web.py [--rows 30000] [--photographs 300] [--repeats 1]
 """
@@ -41,16 +43,17 @@ SLOW_S, SLOW_CHUNKS = 3.0, 12
 TOO_SLOW_BYTES, TOO_SLOW_EVERY_S = 100, 0.5
 
 
-def rows(kind: str, count: int, port: int, names: list[str]) -> list[str]:
-    """Return URLs of one kind. Good hosts are 127.1.0.x, those of each bad kind of their own."""
-    group = 1 + list(SHARES).index(kind)
-    hosts = GOOD_HOSTS if kind in ("good", "missing", "slow", "loop") else BAD_HOSTS
-    group = group if hosts == BAD_HOSTS else 1
+def rows(kind: str, count: int, port: int, names: list[str], *, own_hosts: bool = False) -> list[str]:
+    """Return URLs of one kind. Good hosts are 127.1.0.x, those of each bad kind of their own, or of each bad row."""
+    lives = kind in ("good", "missing", "slow", "loop")
+    group = 1 if lives else 1 + list(SHARES).index(kind)
+    hosts = GOOD_HOSTS if lives else count if own_hosts else BAD_HOSTS
     urls = []
     for number in range(count):
-        host = f"127.{group}.0.{1 + number % hosts}"
+        at = number % hosts
+        host = f"127.{group}.{at // 250}.{1 + at % 250}"
         if kind == "unknown":
-            urls.append(f"http://nobody-{number % 200}.invalid/{number}.jpg")
+            urls.append(f"http://nobody-{at if own_hosts else number % 200}.invalid/{number}.jpg")
         elif kind == "refused":
             urls.append(f"http://{host}:9/{number}.jpg")
         else:
@@ -132,19 +135,23 @@ def main() -> None:
         names = [path.name for path in photographs(folder / "photographs", given.photographs)]
         with serving([__file__, str(folder / "photographs")]) as base:
             port = int(base.rsplit(":", 1)[1])
-            kinds = {kind: rows(kind, round(given.rows * share), port, names) for kind, share in SHARES.items()}
-            everything = [url for urls in kinds.values() for url in urls]
-            alone, hostile = [], []
+            counts = {kind: round(given.rows * share) for kind, share in SHARES.items()}
+            lists = {"good": rows("good", counts["good"], port, names)}
+            for who, own_hosts in (("few_hosts", False), ("own_hosts", True)):
+                kinds = (rows(kind, count, port, names, own_hosts=own_hosts) for kind, count in counts.items())
+                lists[who] = [url for urls in kinds for url in urls]
+            runs: dict[str, list[tuple[float, float, Counter[str]]]] = {who: [] for who in lists}
             for number in range(given.repeats):
-                alone.append(crawl(folder / f"alone-{number}", list(kinds["good"])))
-                hostile.append(crawl(folder / f"hostile-{number}", list(everything)))
-    walls = {who: statistics.median(run[0] for run in runs) for who, runs in (("good", alone), ("hostile", hostile))}
+                for who, urls in lists.items():
+                    runs[who].append(crawl(folder / f"{who}-{number}", list(urls)))
+    walls = {who: statistics.median(one[0] for one in ended) for who, ended in runs.items()}
+    hostile = [who for who in lists if who != "good"]
     result = {
-        "rows": {kind: len(urls) for kind, urls in kinds.items()},
+        "rows": counts,
         "wall_s": {who: round(wall, 1) for who, wall in walls.items()},
-        "tail_s": {"good": round(alone[-1][1], 1), "hostile": round(hostile[-1][1], 1)},
-        "by_reason": dict(hostile[-1][2]),
-        "ratio": round(walls["hostile"] / walls["good"], 2),
+        "tail_s": {who: round(ended[-1][1], 1) for who, ended in runs.items()},
+        "by_reason": {who: dict(runs[who][-1][2]) for who in hostile},
+        "ratio": {who: round(walls[who] / walls["good"], 2) for who in hostile},
     }
     print(json.dumps(result, indent=2))
 

@@ -59,7 +59,7 @@ def requests() -> Counter:
 
 @functools.cache
 def host_paused_seconds() -> Counter:
-    """Seconds for which a `host` was let be, by `reason` (`rest` of the breaker, `retry_after`)."""
+    """Seconds for which a `host` was let be, by `reason` (`rest` of the breaker, `retry_after`, `robots_txt`)."""
     return Counter("pairmill_host_paused_seconds_total", "Seconds a host was let be", tag_keys=("host", "reason"))
 
 

@@ -49,10 +49,14 @@ class PlanConfig(Config):
 class FetchConfig(Config):
     """How the web is asked, and how much of its answer is taken."""
 
-    concurrency: int = knob(256, "requests in flight in one worker", ge=1)
+    concurrency: int = knob(
+        256, "requests in flight in one worker; those that have waited 2 s for an answer's headers come on top", ge=1
+    )
     per_host_in_flight: int = knob(16, "requests in flight at one host, over all workers", ge=1)
     per_host_per_s: float = knob(100.0, "requests a second at one host, over all workers; 0 for no bound", ge=0)
-    crawl_delay_cap_s: float = knob(2.0, "longest Crawl-delay of a robots.txt that is kept, in seconds", ge=0)
+    crawl_delay_cap_s: float = knob(
+        30.0, "longest Crawl-delay of a robots.txt that is kept, in seconds; of a longer one, this much", ge=0
+    )
     connect_s: float = knob(10.0, "longest wait for a connection, TLS included, in seconds", gt=0)
     first_byte_s: float = knob(
         15.0, "longest wait for an answer's headers, and between two of its chunks, in seconds", gt=0
@@ -62,6 +66,12 @@ class FetchConfig(Config):
     slow_grace_s: float = knob(5.0, "time before `min_bytes_per_s` applies, in seconds", ge=0)
     retries: int = knob(2, "tries after the first for a reset, a timeout, a 429 or a 5xx", ge=0)
     backoff_s: float = knob(0.5, "pause before the first retry, doubled each time, in seconds", ge=0)
+    row_s: float = knob(
+        90.0,
+        "longest time for one row over all its tries and rests, in seconds: none begins after it; a row that would "
+        "wait longer for its turn at a host with a Crawl-delay is left for `--retry-failed`",
+        gt=0,
+    )
     backoff_cap_s: float = knob(10.0, "longest pause before a retry, in seconds", ge=0)
     retry_after_cap_s: float = knob(
         30.0,
@@ -193,10 +203,10 @@ class IngestConfig(Config):
         "bodies waiting to be decoded in one worker, in bytes; beyond it no request is sent",
         ge=1,
     )
-    shard_deadline_s: float | None = knob(
-        None,
+    shard_deadline_s: float = knob(
+        4 * 3600.0,  # twice what 10,000 rows take if each is tried three times for `total_s`, 256 at a time
         "longest time for one shard, in seconds; rows that are left then end as `not_attempted`, which "
-        "`--retry-failed` takes up; no bound by default",
-        gt=0,
+        "`--retry-failed` takes up; 0 for no bound",
+        ge=0,
     )
     failed_parts: int = knob(8, "parts that may fail one after another before the stage stops and says why", ge=1)

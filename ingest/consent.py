@@ -18,6 +18,8 @@ MAX_RULES_BYTES = 6 * 2**20
 MAX_EVIDENCE_LINES = 1000
 """Rules that are tried one by one to find the one that bars; a host with more of them gets a shorter evidence."""
 _WITH_VALUES = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
+KEEP_S = 24 * 3600.0
+"""How long a robots.txt is gone by; RFC 9309, section 2.4 asks for no more than this."""
 RESERVATION = "tdm-reservation"
 
 
@@ -54,7 +56,7 @@ def _directives(value: str, agent: str) -> Iterable[str]:
 
 @dataclass(frozen=True)
 class RobotsAnswer:
-    """What asking for a robots.txt came to: the HTTP status and the text of a 200."""
+    """What a host said of its robots.txt: the HTTP status, below 500, and the text of a 200."""
 
     status: int
     text: str = ""
@@ -66,12 +68,9 @@ class Rules:
 
     parsed: Protego | None
     text: str
-    all_barred: str | None = None
 
     def barred(self, url: str, agent: str) -> str | None:
         """Return the rule that bars `url`, as evidence; None if it may be fetched."""
-        if self.all_barred is not None:
-            return self.all_barred
         if self.parsed is None or self.parsed.can_fetch(url, agent):
             return None
         return _barring_line(self.text, url, agent)
@@ -82,20 +81,31 @@ class Rules:
 
 
 def read_rules(answer: RobotsAnswer) -> Rules:
-    """Read an answer by RFC 9309, section 2.3.1: 4xx allows all, 5xx bars all."""
-    if answer.status >= 500:
-        return Rules(None, "", f"robots.txt: answered {answer.status}, which bars everything")
+    """Read an answer by RFC 9309, section 2.3.1: 4xx allows all. A 5xx is no answer, and whoever asks sees to it."""
     if answer.status != 200 or not answer.text.strip():
         return Rules(None, "")
     return Rules(Protego.parse(answer.text), answer.text)
 
 
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """The rules of one origin, there or on their way; `until` is when they are asked for again, in loop time."""
+
+    rules: asyncio.Future[Rules]
+    until: float
+
+    @property
+    def text_bytes(self) -> int:
+        is_there = self.rules.done() and not self.rules.cancelled() and self.rules.exception() is None
+        return len(self.rules.result().text) if is_there else 0
+
+
 class Robots:
-    """The rules of every origin met, each asked for once while it is remembered."""
+    """The rules of every origin met, each asked for once a day while it is remembered."""
 
     def __init__(self) -> None:
         self._bytes = 0
-        self._rules: OrderedDict[str, asyncio.Future[Rules]] = OrderedDict()
+        self._known: OrderedDict[str, _Known] = OrderedDict()
 
     async def rules(self, url: str, ask: Callable[[str], Awaitable[RobotsAnswer]]) -> Rules:
         """Return the rules for `url`'s origin; `ask` fetches its robots.txt when nobody has yet.
@@ -104,31 +114,37 @@ class Robots:
         """
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
-        known = self._rules.get(origin)
-        if known is not None:
-            self._rules.move_to_end(origin)
+        loop = asyncio.get_running_loop()
+        known = self._known.get(origin)
+        if known is not None and loop.time() < known.until:
+            self._known.move_to_end(origin)
         else:
-            known = self._rules[origin] = asyncio.get_running_loop().create_future()
+            self._drop(origin)
+            known = self._known[origin] = _Known(loop.create_future(), loop.time() + KEEP_S)
             try:
-                known.set_result(read_rules(await ask(f"{origin}/robots.txt")))
+                known.rules.set_result(read_rules(await ask(f"{origin}/robots.txt")))
             except Exception as error:
-                self._rules.pop(origin, None)
-                known.set_exception(error)
-                known.exception()  # there may be nobody else to retrieve it
+                if self._known.get(origin) is known:
+                    self._drop(origin)
+                known.rules.set_exception(error)
+                known.rules.exception()  # there may be nobody else to retrieve it
                 raise
             finally:
-                known.cancel()  # without effect on one that is done
-            if self._rules.get(origin) is known:
-                self._bytes += len(known.result().text)
+                known.rules.cancel()  # without effect on one that is done
+            if self._known.get(origin) is known:
+                self._bytes += known.text_bytes
                 self._forget()
-        return await asyncio.shield(known)
+        return await asyncio.shield(known.rules)
 
     def _forget(self) -> None:
         """Let go of the rules unused for longest, when they are too many or too long."""
-        while len(self._rules) > MAX_ORIGINS or (self._bytes > MAX_RULES_BYTES and len(self._rules) > 1):
-            _, oldest = self._rules.popitem(last=False)
-            if oldest.done() and not oldest.cancelled() and oldest.exception() is None:
-                self._bytes -= len(oldest.result().text)
+        while len(self._known) > MAX_ORIGINS or (self._bytes > MAX_RULES_BYTES and len(self._known) > 1):
+            self._drop(next(iter(self._known)))
+
+    def _drop(self, origin: str) -> None:
+        known = self._known.pop(origin, None)
+        if known is not None:
+            self._bytes -= known.text_bytes
 
 
 def _barring_line(text: str, url: str, agent: str) -> str:

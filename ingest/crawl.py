@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from infra import metrics
 from infra.logs import log
 from ingest.config import FetchConfig
-from ingest.consent import Robots
+from ingest.consent import KEEP_S, Robots
 from ingest.fetch import Body, Fetcher, Judge, Miss, Redirect, RobotsUnreachableError
 from ingest.politeness import Host, HostQueues
+from ingest.seats import Seat, Seats
 from ingest.urls import as_sent, host_of
 from shards.layout import Reason, Status
 
@@ -72,14 +73,23 @@ class Visit:
     index: int
     url: str
     name: str  # seeds the jitter
-    attempts: int = 0
+    attempts: int = 0  # requests sent for it; those of its redirects belong to one
+    tries: int = 1  # those of them that its host's rests do not excuse
     seen: list[str] = field(default_factory=list)
+    is_moved: bool = False  # by a redirect that has not been followed yet
+    is_answered: bool = False  # by its own URL, the last time
     started: float = 0.0
+    missed: Miss | None = None  # what the last attempt came to
     missed_at: float = 0.0  # when its host could not be reached for it, the last time; in loop time
+
+    def begin(self) -> None:
+        """Count an attempt, unless it goes on with one after a redirect."""
+        self.attempts += not self.is_moved
+        self.is_moved = self.is_answered = False
 
 
 class Crawler:
-    """Keeps `concurrency` requests in flight over all shards in hand. Make it inside a running loop.
+    """Keeps `concurrency` requests going over all shards in hand. Make it inside a running loop.
 
     `room` is the brake: while it is cleared no new request is sent.
     """
@@ -97,9 +107,7 @@ class Crawler:
         self._faults = 0
         loop = asyncio.get_running_loop()
         self.broken: asyncio.Future[None] = loop.create_future()
-        self._tasks = [loop.create_task(self._work()) for _ in range(config.concurrency)]
-        for task in self._tasks:
-            task.add_done_callback(self._ended)
+        self._seats = Seats(config.concurrency, self._work, self._failed)
 
     def send(self, visit: Visit) -> None:
         """Put a URL in its host's queue; its errand gets the result, in any order."""
@@ -111,7 +119,7 @@ class Crawler:
             self._finish(visit, Fetched(None, Status.FAILED_TO_DOWNLOAD, Reason.BAD_URL, "not an http URL"))
         else:
             visit.url = sent
-            self._queues.put(host, visit)
+            self._put(host, visit)
 
     @property
     def throttled(self) -> int:
@@ -120,28 +128,28 @@ class Crawler:
 
     async def close(self) -> None:
         """Drop what is under way and close all connections."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._seats.close()
         await self._fetcher.close()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None and not self.broken.done():
-            self.broken.set_exception(task.exception())  # type: ignore[arg-type]
+    def _failed(self, error: BaseException) -> None:
+        if not self.broken.done():
+            self.broken.set_exception(error)
 
-    async def _work(self) -> None:
-        while True:
+    async def _work(self, seat: Seat) -> None:
+        while not seat.is_lent:
             await self.room.wait()
             host, visit = await self._queues.take()
             self.in_flight += 1
+            seat.waits()
             try:
                 if not visit.errand.abandoned:
-                    await self._visit(host, visit)
+                    await self._visit(host, visit, seat)
                     self._faults = 0
             except Exception as error:
                 if not self._ended_by(host, visit, error):
                     raise
             finally:
+                seat.answered()
                 self.in_flight -= 1
                 self._queues.done(host)
 
@@ -160,7 +168,7 @@ class Crawler:
         self._finish(visit, fault)
         return True
 
-    async def _visit(self, host: Host[Visit], visit: Visit) -> None:
+    async def _visit(self, host: Host[Visit], visit: Visit, seat: Seat) -> None:
         if not visit.started:
             visit.started = time.monotonic()
         lost = self._queues.given_up(host)
@@ -170,19 +178,16 @@ class Crawler:
             given_up = Fetched(None, failed, Reason(reason), f"host given up after: {detail}", transient=True)
             self._finish(visit, given_up)
             return
-        try:
-            barred = await self._barred(host, visit)
-        except RobotsUnreachableError as error:
-            visit.attempts = visit.attempts or 1
-            self._missed(host, visit, replace(error.miss, detail=f"robots.txt: {error.miss.detail}"))
+        if visit.missed is not None and host.failures and self._left_s(visit) <= 0:
+            self._end_late(visit)
             return
-        if barred is not None:
-            self._finish(visit, Fetched(None, Status.FILTERED, Reason.ROBOTS_TXT, barred, opt_out=barred))
+        if self._config.robots and not await self._may_ask(host, visit):
             return
-        visit.attempts = visit.attempts or 1
-        answer = await self._fetcher.ask(visit.url)
+        visit.begin()
+        answer = await self._fetcher.ask(visit.url, seat.answered)
         why = str(answer.reason) if isinstance(answer, Miss) else ""
         metrics.requests().inc(1, tags={"outcome": type(answer).__name__.lower(), "reason": why})
+        visit.is_answered = answer.http_status is not None
         if isinstance(answer, Body):
             self._queues.reached(host)
             self._finish(
@@ -200,13 +205,43 @@ class Crawler:
         else:
             self._missed(host, visit, answer)
 
-    async def _barred(self, host: Host[Visit], visit: Visit) -> str | None:
-        if not self._config.robots:
-            return None
-        agent = self._config.agent_token
-        rules = await self._robots.rules(visit.url, self._fetcher.ask_robots)
-        self._queues.slow_down(host, rules.delay_s(agent))
-        return rules.barred(visit.url, agent)
+    async def _may_ask(self, host: Host[Visit], visit: Visit) -> bool:
+        """Tell whether robots.txt lets the row be asked for now; if not, the row has ended or is to wait."""
+        agent, known_s = self._config.agent_token, host.delay_s
+        try:
+            rules = await self._robots.rules(visit.url, self._fetcher.ask_robots)
+        except RobotsUnreachableError as error:
+            visit.begin()
+            miss = replace(error.miss, detail=f"robots.txt: {error.miss.detail}")
+            self._hold(host, miss)
+            self._missed(host, visit, miss)
+            return False
+        barred = rules.barred(visit.url, agent)
+        if barred is not None:
+            self._finish(visit, Fetched(None, Status.FILTERED, Reason.ROBOTS_TXT, barred, opt_out=barred))
+            return False
+        may_go = self._queues.slow_down(host, rules.delay_s(agent), known_s)
+        if not may_go:
+            self._queues.put(host.name, visit)
+        self._leave_late(host.name)
+        return may_go
+
+    def _hold(self, host: Host[Visit], miss: Miss) -> None:
+        """Let nobody ask a host for its robots.txt again at once, nor at all while it asks for a long patience."""
+        wait_s = max(self._config.backoff_s, miss.retry_after_s or 0.0)
+        if wait_s > max(self._config.backoff_s, self._config.retry_after_cap_s):
+            self._queues.leave(host, min(wait_s, KEEP_S), miss.reason, miss.detail)
+        else:
+            self._queues.pause(host, wait_s, "robots_txt")
+
+    def _put(self, host: str, visit: Visit) -> None:
+        self._queues.put(host, visit)
+        self._leave_late(host)
+
+    def _leave_late(self, host: str) -> None:
+        """End the rows for which a host's Crawl-delay leaves no time."""
+        for visit in self._queues.late(host, self._config.row_s):
+            self._end_late(visit)
 
     def _follow(self, visit: Visit, redirect: Redirect) -> None:
         """Send the row on; the new address waits its turn at its own host and is checked like any other."""
@@ -217,31 +252,70 @@ class Crawler:
             failed.http_status = redirect.http_status
             self._finish(visit, failed)
             return
-        visit.url = redirect.url
+        visit.url, visit.is_moved = redirect.url, True
         self.send(visit)
 
     def _missed(self, host: Host[Visit], visit: Visit, miss: Miss) -> None:
-        missed_at = 0.0
+        visit.missed, missed_at = miss, 0.0
         if miss.reached:
             self._queues.reached(host)
         else:
             self._queues.missed(host, visit.name, miss.reason, miss.detail)
             missed_at, visit.missed_at = visit.missed_at, asyncio.get_running_loop().time()
-        if not miss.reached and self._queues.is_away(host):
-            self._queues.put(host.name, visit)  # it costs no try: the host is at fault, and its rests are counted
-            return
-        pause = self._pause_s(host, visit, miss)
+        left_s = self._left_s(visit)
+        is_away = not miss.reached and self._queues.is_away(host)
+        pause = None if is_away else self._pause_s(host, visit, miss)
         if pause is not None:
             if miss.http_status in (429, 503):
                 self._queues.pause(host, pause, "retry_after")
+            if max(pause, self._queues.wait_s(host)) > left_s:
+                self._end_late(visit)
+                return
             if miss.reached or not host.has_answered:
                 visit.errand.retries_left -= 1  # a host that went away is the breaker's affair, not the shard's
-            visit.attempts += 1
+            visit.tries += 1
             self._queues.put(host.name, visit, pause)
             return
-        if miss.transient and missed_at and self._queues.rests_instead(host, missed_at):
-            self._queues.put(host.name, visit)
-            return
+        if not is_away and miss.transient and missed_at and left_s > 0:
+            is_away = self._queues.rests_instead(host, missed_at)
+        if not is_away:
+            self._end(visit, miss)
+        elif self._queues.wait_s(host) > left_s:
+            self._end_late(visit)
+        else:
+            self._put(host.name, visit)  # it costs no try: the host is at fault, and its rests are counted
+
+    def _pause_s(self, host: Host[Visit], visit: Visit, miss: Miss) -> float | None:
+        """Return how long to wait before the next try, in seconds; None when there is none.
+
+        A host that hangs and never answered gets one more try: most are dead, and would hold the shard's end.
+        """
+        config = self._config
+        hangs = miss.reason == Reason.TIMEOUT and not host.has_answered
+        retries = min(1, config.retries) if hangs else config.retries
+        if not miss.transient or visit.tries > retries or visit.errand.retries_left <= 0:
+            return None
+        if miss.retry_after_s is not None and miss.retry_after_s > config.retry_after_cap_s:
+            return None
+        backoff = min(config.backoff_cap_s, config.backoff_s * 2 ** (visit.tries - 1))
+        jitter = random.Random(f"{config.seed}/{visit.name}/{visit.tries}").uniform(0.5, 1.5)
+        return max(miss.retry_after_s or 0.0, backoff * jitter)
+
+    def _left_s(self, visit: Visit) -> float:
+        """Return what is left of a row's time, in seconds."""
+        return visit.started + self._config.row_s - time.monotonic()
+
+    def _end_late(self, visit: Visit) -> None:
+        """End a row that has had all its time, or would have to wait for longer than that."""
+        over = f"no time left of row_s, {self._config.row_s:g} s"
+        if visit.missed is None:
+            why = f"{over}, before its turn at a host with a Crawl-delay"
+            waits = Fetched(None, Status.FAILED_TO_DOWNLOAD, Reason.NOT_ATTEMPTED, why, transient=True)
+            self._finish(visit, waits)
+        else:
+            self._end(visit, replace(visit.missed, detail=f"{visit.missed.detail}; {over}", transient=True))
+
+    def _end(self, visit: Visit, miss: Miss) -> None:
         refusal = miss.refusal
         self._finish(
             visit,
@@ -253,24 +327,8 @@ class Crawler:
             ),
         )  # fmt: skip
 
-    def _pause_s(self, host: Host[Visit], visit: Visit, miss: Miss) -> float | None:
-        """Return how long to wait before the next try, in seconds; None when there is none.
-
-        A host that hangs and never answered gets one more try: most are dead, and would hold the shard's end.
-        """
-        config = self._config
-        hangs = miss.reason == Reason.TIMEOUT and not host.has_answered
-        retries = min(1, config.retries) if hangs else config.retries
-        if not miss.transient or visit.attempts > retries or visit.errand.retries_left <= 0:
-            return None
-        if miss.retry_after_s is not None and miss.retry_after_s > config.retry_after_cap_s:
-            return None
-        backoff = min(config.backoff_cap_s, config.backoff_s * 2 ** (visit.attempts - 1))
-        jitter = random.Random(f"{config.seed}/{visit.name}/{visit.attempts}").uniform(0.5, 1.5)
-        return max(miss.retry_after_s or 0.0, backoff * jitter)
-
     def _finish(self, visit: Visit, fetched: Fetched) -> None:
-        if fetched.http_status is not None or visit.seen:
+        if visit.is_answered or visit.seen:
             fetched.final_url = visit.url
         fetched.attempts = visit.attempts
         fetched.seconds = time.monotonic() - visit.started if visit.started else 0.0

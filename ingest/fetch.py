@@ -7,7 +7,7 @@ import email.utils
 import ssl
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from urllib.parse import urljoin
 
@@ -124,14 +124,18 @@ class Fetcher:
         """Close all connections."""
         await self._session.close()
 
-    async def ask(self, url: str) -> Body | Redirect | Miss:
-        """Send one GET, without following a redirect. What can go wrong with it comes back as a `Miss`."""
+    async def ask(self, url: str, begun: Callable[[], None]) -> Body | Redirect | Miss:
+        """Send one GET, without following a redirect. What can go wrong with it comes back as a `Miss`.
+
+        `begun` is called once the head of an answer is there.
+        """
         try:
             async with asyncio.timeout(self._config.total_s):
                 target, clock = self._target(url), asyncio.get_running_loop().time
                 asked = clock()
                 async with self._session.get(target, allow_redirects=False) as response:
                     answered = clock()
+                    begun()
                     metrics.step_seconds().observe(answered - asked, tags={"step": "first_byte"})
                     taken = await self._take(url, response)
                     if isinstance(taken, Body):
@@ -141,7 +145,10 @@ class Fetcher:
             return _miss(error)
 
     async def ask_robots(self, url: str) -> RobotsAnswer:
-        """Fetch a robots.txt, with its redirects. Raises RobotsUnreachableError when it cannot be had."""
+        """Fetch a robots.txt, with its redirects. Raises RobotsUnreachableError when it cannot be had.
+
+        A server error counts as that (RFC 9309, section 2.3.1.4), and so does 429, by which a host asks for patience.
+        """
         try:
             async with asyncio.timeout(self._config.total_s):
                 for _ in range(MAX_ROBOTS_REDIRECTS + 1):
@@ -149,6 +156,9 @@ class Fetcher:
                         if response.status in REDIRECTS and "Location" in response.headers:
                             url = _moved_to(url, response)
                             continue
+                        if response.status == 429 or response.status >= 500:
+                            await _drain(response)
+                            raise RobotsUnreachableError(replace(_refused(response), transient=True, reached=False))
                         return RobotsAnswer(response.status, await _robots_text(response))
         except _FAILURES as error:
             raise RobotsUnreachableError(_miss(error)) from None
@@ -168,11 +178,7 @@ class Fetcher:
         status, moved = response.status, response.status in REDIRECTS and "Location" in response.headers
         if not moved and status not in (200, 203):
             await _drain(response)
-            return Miss(
-                Status.FAILED_TO_DOWNLOAD, Reason.HTTP_STATUS, f"HTTP {status}",
-                transient=status in TRANSIENT_STATUSES, http_status=status,
-                retry_after_s=retry_after_s(response.headers.get("Retry-After")),
-            )  # fmt: skip
+            return _refused(response)
         content_type = response.headers.get("Content-Type")
         evidence = None
         if self._config.opt_out:
@@ -237,6 +243,15 @@ class Fetcher:
             if elapsed > config.slow_grace_s and wire < config.min_bytes_per_s * elapsed:
                 return _failed(Reason.TOO_SLOW, f"less than {config.min_bytes_per_s:g} bytes a second")
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _refused(response: aiohttp.ClientResponse) -> Miss:
+    """Return what an answer other than a success comes to."""
+    return Miss(
+        Status.FAILED_TO_DOWNLOAD, Reason.HTTP_STATUS, f"HTTP {response.status}",
+        transient=response.status in TRANSIENT_STATUSES, http_status=response.status,
+        retry_after_s=retry_after_s(response.headers.get("Retry-After")),
+    )  # fmt: skip
 
 
 def retry_after_s(value: str | None) -> float | None:

@@ -37,8 +37,9 @@ _PLACE, _BOXES = "__row__", "__boxes__"
 _NOT_KEPT_TO = {
     "fetch": (
         "per_host_in_flight", "per_host_per_s", "crawl_delay_cap_s", "min_bytes_per_s", "slow_grace_s", "backoff_s",
-        "backoff_cap_s", "retry_after_cap_s", "retry_budget", "breaker_failures", "breaker_rest_s", "breaker_rests",
-        "max_wire_bytes", "max_body_bytes", "robots", "dns_in_flight", "dns_keep_s", "dns_keep_failure_s",
+        "backoff_cap_s", "retry_after_cap_s", "row_s", "retry_budget", "breaker_failures", "breaker_rest_s",
+        "breaker_rests", "max_wire_bytes", "max_body_bytes", "robots", "dns_in_flight", "dns_keep_s",
+        "dns_keep_failure_s",
     ),
     "image": ("background", "max_pixels", "phash"),
     "ingest": ("decoders", "decode_s", "decoder_bytes"),

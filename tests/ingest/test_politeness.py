@@ -86,7 +86,7 @@ def test_pause_and_crawl_delay_keep_a_host_waiting() -> None:
             times.append(clock())
             if step == 0:
                 queues.pause(host, 0.1, "retry_after")
-            queues.slow_down(host, 60.0)
+            queues.slow_down(host, 60.0, host.delay_s)
             queues.done(host)
         return times
 
