@@ -267,7 +267,7 @@ def test_the_address_that_is_connected_to_is_looked_at_again(near: FetchConfig) 
     async def main(url: str) -> Any:
         fetcher = UncheckedFetcher(near.model_copy(update={"allow_private": False}))
         try:
-            return await fetcher.ask(url)
+            return await fetcher.ask(url, lambda: None)
         finally:
             await fetcher.close()
 
