@@ -232,7 +232,9 @@ def test_a_broken_crawler_ends_its_actor_and_the_next_one_does_the_work(
     with serving(lambda _: answer()) as server:
         corpus = planned(tmp_path, [server.url(f"/{number}.jpg") for number in range(8)], rows_per_shard=2)
         actor = ray.remote(BreaksOnce).options(num_cpus=1, max_concurrency=2)
-        outcomes = list(run_bounded(lambda _: actor.remote(str(corpus), config), range(4), workers=1, retries=1, ahead=2))
+        outcomes = list(
+            run_bounded(lambda _: actor.remote(str(corpus), config), range(4), workers=1, retries=1, ahead=2)
+        )
         assert (corpus / "broken").exists()
         (corpus / "broken").unlink()
         with closing(BreaksOnce(str(corpus), config)) as worker, pytest.raises(BrokenCrawlerError):
