@@ -1,7 +1,9 @@
 """How many images a second does the stream yield beside webdataset, and how near is that to decoding alone?
 
-The same shards (photographs of 256 px), the same random crop to 224 px, batches of 256 uint8 pictures, two workers.
-Both sides call the same crop function; webdataset shuffles its shards and 1,000 samples, the stream its blocks. A
+The same shards (photographs of 256 px), the same random crop to 224 px, batches of 256 pictures, two workers.
+webdataset shuffles its shards and 1,000 samples, the stream its blocks. webdataset is measured twice: `webdataset`
+with our crop and our way of making a batch of it (uint8, straight into shared memory), and `usual` the way its users
+have it: `decode("pil")`, the same crop, a float tensor that is normalised in the worker, its own batching. A
 part runs in a process of its own, round by round, and what is counted is CPU time of all its processes between the
 end of a first epoch and the end of the last: start-up is left out on both sides. The limit is Pillow alone, from
 memory, in two processes at once (two cores may be two threads of one). Then records without decoding, in one process.
@@ -27,6 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from peers import WEBDATASET, WEBDATASET_FOLDER, found
@@ -38,11 +41,12 @@ from shards import index
 from shards.access import Samples
 from shards.layout import SIDECAR, Status, sample_key, shard_name, sidecar_schema
 from shards.loader import Loader
-from shards.pictures import RandomCrop, collated
+from shards.pictures import RandomCrop, collated, drawn
 from shards.stream import ShardStream
 from shards.writer import writing
 
 BATCH, WORKERS, SHARDS, SIDE, QUALITY, DISTINCT = 256, 2, 8, 256, 90, 800
+MEAN, STD = torch.tensor([0.481, 0.458, 0.408]).view(3, 1, 1), torch.tensor([0.269, 0.261, 0.276]).view(3, 1, 1)
 RECORD_LANES = 8
 """Of the stream of records: one process needs few."""
 
@@ -93,6 +97,27 @@ def _cropped(crop: RandomCrop, sample: dict[str, Any]) -> dict[str, Any]:
     return sample
 
 
+def by_usual_webdataset(folder: str, epochs: int, crop: RandomCrop) -> Iterator[int]:
+    """Yield how many samples each batch has: pictures are float32 and normalised when they leave the worker."""
+    import webdataset as wds
+
+    tars = [Folder(folder).path(f"{name}.tar") for name in index.shard_names(Folder(folder))]
+    dataset = wds.WebDataset(tars, shardshuffle=len(tars), seed=0).shuffle(1000).decode("pil")
+    dataset = dataset.map(functools.partial(_normalised, crop)).to_tuple("jpg", "txt").batched(BATCH // WORKERS)
+    loader = wds.WebLoader(dataset, batch_size=None, num_workers=WORKERS, persistent_workers=True)
+    for _ in range(epochs):
+        for _, texts in loader:
+            yield len(texts)
+
+
+def _normalised(crop: RandomCrop, sample: dict[str, Any]) -> dict[str, Any]:
+    image = sample["jpg"]
+    box = crop.box(*image.size, drawn(crop.seed, 0, sample["__key__"]))
+    small = image.resize((crop.side, crop.side), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous().float().div_(255)
+    return sample | {"jpg": pixels.sub_(MEAN).div_(STD)}
+
+
 def by_stream(folder: str, epochs: int, crop: RandomCrop, threads: bool) -> Iterator[int]:
     """Yield how many samples each batch has; with worker processes, or with decoding threads."""
     stream = ShardStream(
@@ -136,6 +161,7 @@ def decoding_alone(folder: str, epochs: int, crop: RandomCrop) -> Iterator[int]:
 
 PARTS = {
     "webdataset": lambda folder, epochs: by_webdataset(folder, epochs, RandomCrop(decoder="pillow")),
+    "usual": lambda folder, epochs: by_usual_webdataset(folder, epochs, RandomCrop(decoder="pillow")),
     "processes": lambda folder, epochs: by_stream(folder, epochs, RandomCrop(decoder="pillow"), False),
     "threads": lambda folder, epochs: by_stream(folder, epochs, RandomCrop(decoder="pillow"), True),
     "turbo_processes": lambda folder, epochs: by_stream(folder, epochs, RandomCrop(), False),
@@ -220,8 +246,9 @@ def summary(results: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
         return round(statistics.median(left[what] / right[what] for left, right in pairs), 3)
 
     result["ratios"] = {
-        f"{part}_times_webdataset": {"cpu": over("webdataset", part), "wall": over("webdataset", part, "wall")}
+        f"{part}_times_{peer}": {"cpu": over(peer, part), "wall": over(peer, part, "wall")}
         for part in ("processes", "threads", "turbo_processes", "turbo_threads")
+        for peer in ("webdataset", "usual")
     }
     result["ratios"] |= {
         f"{part}_share_of_limit": over(limit, part)
