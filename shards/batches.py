@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from infra.errors import UserError
+from infra.logs import log
 from infra.memory import give_back
 
 Sample = dict[str, Any]
@@ -56,6 +59,7 @@ class Batches(IterableDataset[list[Sample]]):
         self.holes = 0
         self._epoch = self._step = 0
         self._ended = False
+        self._passes = _LoaderPasses()
 
     @property
     def global_batch(self) -> int:
@@ -95,6 +99,19 @@ class Batches(IterableDataset[list[Sample]]):
             RunError: a shard stays unreadable (and `skip_unreadable` is off); the message names it.
             UserError: in a loader worker, when lanes and workers do not work out.
         """
+        worker = get_worker_info()
+        if worker is None:
+            yield from self.from_here()
+            return
+        later = self._passes.join(worker.seed - worker.id, self._epoch, self._step)
+        if later is not None:
+            self._stand_at(later, 0)
+            self._ended = True
+        yield from self.from_here()
+        self._passes.leave(self._epoch)
+
+    def from_here(self) -> Iterator[list[Sample]]:
+        """Yield what iterating yields, in a loader worker too from where this very copy stands."""
         threads = self.decode_threads
         pool = ThreadPoolExecutor(threads, "decode") if threads else None
         waiting: deque[tuple[Place, list[Callable[[], list[Sample]]]]] = deque()
@@ -137,9 +154,12 @@ class Batches(IterableDataset[list[Sample]]):
         """Stand after the batch of (epoch, step) `done`."""
         epoch, step = done
         self._epoch, self._step = (epoch + 1, 0) if step + 1 == self.steps_per_epoch else (epoch, step + 1)
+        # Said here and not when the iterator ends: who counts the batches never asks for one more.
+        self._ended = self._step == 0 and self._epoch % self.epochs == 0
 
     def _stand_at(self, epoch: int, step: int) -> None:
         self._epoch, self._step, self._ended = epoch, step, False
+        self._passes.forget()
         if self._step >= self.steps_per_epoch:
             self._epoch, self._step = self._epoch + 1, 0
 
@@ -172,8 +192,44 @@ class Batches(IterableDataset[list[Sample]]):
         passes = -(-(self._epoch + (self._step > 0)) // self.epochs)
         if self._ended or (self._epoch, self._step) == (0, 0):
             passes = self._epoch // self.epochs + 1
+        elif (self._epoch, self._step) == (passes * self.epochs, 0):
+            log.warning("the stream's state stands at the end of its %d epochs: nothing is left of them", self.epochs)
         self._ended = False
         return passes * self.epochs
+
+
+class _LoaderPasses:
+    """Where the passes of a plain `DataLoader`'s workers begin, who are forked anew for each from the same copy.
+
+    Three numbers in shared memory: the pass that is on (by its seed, which its workers share), the epoch at which it
+    began, and the epoch at which the last one to end did. Workers write them without a lock: those of one pass all
+    write the same.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = torch.zeros(3, dtype=torch.int64).share_memory_()
+        self._process = 0
+
+    def join(self, seed: int, epoch: int, step: int) -> int | None:
+        """Return the epoch at which this pass begins; None where the worker's copy stands right itself."""
+        is_new_copy, self._process = self._process != os.getpid(), os.getpid()
+        if not is_new_copy or step:
+            return None
+        if int(self._numbers[0]) != seed:
+            self._numbers[1] = max(epoch, int(self._numbers[2]))
+            self._numbers[0] = seed
+        begins = int(self._numbers[1])
+        return begins if begins > epoch else None
+
+    def leave(self, epoch: int) -> None:
+        """Note that the pass ended before `epoch`."""
+        self._numbers[2] = epoch
+
+    def forget(self) -> None:
+        """Begin anew: the stream was told where it stands. In a worker, what it was told holds for it alone."""
+        self._process = os.getpid() if get_worker_info() is not None else 0
+        if get_worker_info() is None:
+            self._numbers.zero_()
 
 
 class SampleSource(IterableDataset[Sample]):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from infra.errors import RunError
 from shards.stream import Sample, ShardStream
@@ -59,7 +60,8 @@ class Loader:
             RunError: as the stream, or a loader process was killed.
         """
         if not self.workers:
-            yield from map(self._transform, self.stream)
+            for batch in map(self._transform, self.stream):
+                yield pin_memory(batch) if self._pin else batch
             return
         parts = iter(
             DataLoader(
@@ -99,7 +101,7 @@ class _Parts(IterableDataset[tuple[Any, int]]):
         self.stream, self.transform = stream, transform
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
-        for samples in self.stream:
+        for samples in self.stream.from_here():
             yield self.transform(samples), sum("__hole__" in sample for sample in samples)
 
 

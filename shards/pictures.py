@@ -22,8 +22,10 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from shards.sample import IMAGES, BadSampleError
+from infra.errors import UserError
+from shards.sample import FORMATS, IMAGES, UNDECODABLE, BadSampleError
 
+cv2.setNumThreads(1)  # each worker, or decoding thread, has its core
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 AREA_FROM = 2.0
@@ -47,6 +49,13 @@ class RandomCrop:
     flip: float = 0.0
     seed: int = 0
     decoder: Literal["turbo", "pillow"] = "turbo"
+
+    def __post_init__(self) -> None:
+        if self.side < 1 or not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
+            raise UserError(
+                f"crop: side {self.side}, scale {self.scale}, ratio {self.ratio}; the side starts at 1, areas and "
+                "shapes are above 0, the least first, areas at most 1"
+            )
 
     def __call__(self, sample: dict[str, Any]) -> None:
         """Replace a sample's picture by its crop, uint8 `[side, side, 3]` RGB, and its `txt` by text.
@@ -82,12 +91,12 @@ class RandomCrop:
 
     def _by_pillow(self, body: bytes, name: str, draws: tuple[float, ...]) -> Pixels:
         try:
-            with Image.open(io.BytesIO(body)) as opened:
+            with Image.open(io.BytesIO(body), formats=FORMATS) as opened:
                 image = opened if opened.mode == "RGB" else opened.convert("RGB")
                 box = self.box(*image.size, draws)
                 size = (self.side, self.side)
                 return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNDECODABLE as error:
             raise BadSampleError(f"{name} cannot be decoded: {error}") from None
 
 
@@ -101,10 +110,11 @@ def drawn(seed: int, epoch: int, key: str) -> tuple[float, ...]:
 def collated(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Put cropped samples together: `image` uint8 `[B, 3, side, side]` (channels last), `txt` and `key` lists.
 
-    In a loader's process the tensor is made in shared memory at once, which saves a copy on its way out.
+    Samples may be none: then the tensor is `[0, 3, 0, 0]`. In a loader's process the tensor is made in shared memory at
+    once, which saves a copy on its way out.
     """
-    extension = next(name for name in IMAGES if name in samples[0])
-    shape = (len(samples), *samples[0][extension].shape)
+    first = next((samples[0][name] for name in IMAGES if name in samples[0]), None) if samples else None
+    shape = (len(samples), *(first.shape if first is not None else (0, 0, 3)))
     image = torch.empty(shape, dtype=torch.uint8)
     if get_worker_info() is not None:
         image = torch.tensor([], dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(image.numel())).view(shape)
@@ -123,6 +133,9 @@ def _turbo(body: bytes) -> Pixels | None:
     if body[:2] != b"\xff\xd8":
         return None
     try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(body)
+        if height * width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+            return None  # a bomb, which Pillow refuses by this bound
         return simplejpeg.decode_jpeg(body, "RGB", fastupsample=True)
     except (ValueError, RuntimeError, MemoryError):
         return None

@@ -6,13 +6,24 @@ import functools
 import io
 import json
 import re
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import AvifImagePlugin, Image, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from shards.tar import BLOCK_BYTES, members, plain
 
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
+"""Kinds of picture that are decoded, whatever the extension says; none that runs a program or opens other files."""
+_REGISTERED = (AvifImagePlugin, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin)
+"""Plugins that Pillow does not load by itself before it is asked for their format."""
+UNDECODABLE = (
+    OSError, ValueError, SyntaxError, RuntimeError, MemoryError, EOFError, IndexError, OverflowError, struct.error,
+    zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+"""What Pillow and its plugins raise over a damaged picture."""
 IMAGES = ("jpg", "jpeg", "png", "webp", "avif")
 """Extensions taken for the image of a pair."""
 
@@ -93,6 +104,8 @@ def _any_sample(data: bytes) -> dict[str, Any]:
         if split is None:
             continue
         key, extension = split
+        if extension.startswith("__"):
+            continue  # such names are what the stream itself says of a sample
         if sample.setdefault("__key__", key) != key:
             raise BadSampleError(f"holds members of two samples, {sample['__key__']!r} and {key!r}")
         if extension in sample:
@@ -114,12 +127,12 @@ def decode(sample: dict[str, Any]) -> dict[str, Any]:
             continue
         try:
             if name in IMAGES:
-                with Image.open(io.BytesIO(value)) as image:
+                with Image.open(io.BytesIO(value), formats=FORMATS) as image:
                     sample[name] = np.array(image.convert("RGB"))
             elif name == "txt":
                 sample[name] = value.decode()
             elif name == "json":
                 sample[name] = json.loads(value)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNDECODABLE as error:
             raise BadSampleError(f"{sample['__key__']}.{name} cannot be decoded: {error}") from None
     return sample

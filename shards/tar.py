@@ -21,7 +21,7 @@ _LEAST_SEEK_BYTES = 4096
 _WITHOUT_CONTENT = b"123456"
 """Links, devices, folders, pipes: nothing follows their header, whatever size it gives."""
 _ADLER = 65521
-_PLAIN = struct.Struct("100s 24x 11s 13x 6s 3s 100x 6s 82x B 166x").unpack_from
+_PLAIN = struct.Struct("100s 24x 11s c 12x 6s 3s 100x 6s 82x B 166x").unpack_from
 _DIGIT_SUMS = bytes(sum(map(int, f"{number:o}")) for number in range(1 << 16))
 _PLAIN_SUM = 6 * ord("0") + ord(" ") - 8 * ord(" ") + 1
 """From a header's told sum and its digits' sum to Adler-32's low half: the sum's own eight bytes count as blanks."""
@@ -78,8 +78,8 @@ def plain(data: bytes, at: int) -> tuple[bytes, int] | None:
     """
     if at + BLOCK_BYTES > len(data):
         return None
-    name, digits, told, kind, magic, prefix = _PLAIN(data, at)
-    if kind != b"\0 0" or magic != b"ustar\0" or prefix or not (digits.isdigit() and told.isdigit()):
+    name, digits, after, told, kind, magic, prefix = _PLAIN(data, at)
+    if after != b"\0" or kind != b"\0 0" or magic != b"ustar\0" or prefix or not (digits.isdigit() and told.isdigit()):
         return None
     try:
         summed, size = int(told, 8), int(digits, 8)

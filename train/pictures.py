@@ -7,7 +7,7 @@ import threading
 
 from PIL import Image
 
-from shards.sample import IMAGES, BadSampleError
+from shards.sample import FORMATS, IMAGES, UNDECODABLE, BadSampleError
 from shards.stream import Sample
 from train.augment import framed
 
@@ -39,8 +39,8 @@ def decode(sample: Sample) -> Image.Image:
     """Decode a sample's picture to RGB. Raises BadSampleError with its key if it cannot be decoded."""
     extension = next(name for name in IMAGES if name in sample)
     try:
-        with Image.open(io.BytesIO(sample[extension])) as image:
+        with Image.open(io.BytesIO(sample[extension]), formats=FORMATS) as image:
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNDECODABLE as error:
         where = f"{sample.get('__url__', '')} {sample['__key__']}.{extension}".strip()
         raise BadSampleError(f"{where}: not a picture ({error})") from None

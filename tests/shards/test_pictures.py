@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from typing import Any
 
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from infra.errors import UserError
 from shards.pictures import RandomCrop, collated, drawn
 from shards.sample import BadSampleError
+from shards.sample import decode as plain_decode
 
 
 def gradient(width: int, height: int, kind: str = "JPEG", mode: str = "RGB") -> bytes:
@@ -133,3 +136,46 @@ def test_collated_in_slot_order() -> None:
     assert (batch["image"][2].permute(1, 2, 0).numpy() == samples[2]["jpg"]).all()
     assert batch["txt"] == ["señor"] * 3
     assert batch["key"] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("decoder", ["turbo", "pillow"])
+def test_a_bomb_is_refused_before_it_is_decoded(decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(BadSampleError, match=r"000000001\.jpg cannot be decoded: .*decompression bomb"):
+        RandomCrop(side=32, decoder=decoder)(sample(gradient(60, 50)))
+    RandomCrop(side=32, decoder=decoder)(sample(gradient(40, 50)))
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.6, 0.9])
+def test_a_damaged_avif_is_a_bad_sample(cut: float) -> None:
+    body = bytearray(gradient(80, 60, "AVIF"))
+    at = int(len(body) * cut)
+    body[at : at + 30] = bytes(30)
+    for decode in (RandomCrop(side=32), RandomCrop(side=32, decoder="pillow"), plain_decode):
+        one = sample(bytes(body), extension="avif")
+        with contextlib.suppress(BadSampleError):
+            decode(one)
+    with pytest.raises(BadSampleError):
+        plain_decode(sample(bytes(body[: len(body) // 2]), extension="avif"))
+
+
+def test_what_runs_a_program_is_not_opened() -> None:
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(BadSampleError, match="cannot identify"):
+        RandomCrop(side=32)(sample(postscript))
+
+
+def test_options_that_do_not_work_out_are_the_users_mistake() -> None:
+    for options in (
+        {"side": 0},
+        {"scale": (0.0, 1.0)},
+        {"scale": (0.5, 0.4)},
+        {"ratio": (2.0, 1.0)},
+        {"scale": (1, 2)},
+    ):
+        with pytest.raises(UserError, match="crop: side"):
+            RandomCrop(**options)  # type: ignore[arg-type]
+
+
+def test_nothing_collated_is_an_empty_batch() -> None:
+    assert collated([])["image"].shape[0] == 0

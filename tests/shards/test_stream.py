@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
+import logging
 import random
 import subprocess
 import sys
@@ -14,9 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset as wds
+from torch.utils.data import DataLoader
 
 from infra.errors import UserError
 from infra.storage import Folder
+from shards.loader import Loader
 from shards.stream import ShardStream
 
 WORLDS = (1, 2, 3, 4, 6, 8)
@@ -182,3 +186,40 @@ def test_the_first_batch_does_not_wait_for_pandas(corpus: Folder) -> None:
     )
     assert importlib.util.find_spec("pandas") is not None
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize("how", ["islice", "zip", "loader"])
+def test_who_counts_the_batches_gets_the_next_epoch(corpus: Folder, how: str) -> None:
+    stream = ShardStream(corpus, global_batch_size=64)
+    batches = Loader(stream) if how == "loader" else stream
+    for epoch in range(3):
+        if how == "zip":
+            taken = [batch for _, batch in zip(range(len(stream)), batches, strict=False)]
+        else:
+            taken = list(itertools.islice(batches, len(stream)))
+        assert [sample["__epoch__"] for batch in taken for sample in batch] == [epoch] * (len(stream) * 64)
+
+
+def test_a_state_at_the_end_says_that_nothing_is_left(corpus: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    stream = ShardStream(corpus, global_batch_size=64)
+    list(stream)
+    other = ShardStream(corpus, global_batch_size=64)
+    other.load_state_dict(stream.state_dict())
+    logging.getLogger("pairmill").propagate = True
+    with caplog.at_level(logging.WARNING, logger="pairmill"):
+        assert list(other) == []
+    assert "nothing is left" in caplog.text
+    assert {sample["__epoch__"] for sample in other.samples()} == {1}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_plain_loader_goes_on_with_the_next_epoch(corpus: Folder, workers: int, persistent: bool) -> None:
+    stream = ShardStream(corpus, global_batch_size=64)
+    loader = DataLoader(stream, batch_size=None, num_workers=workers, persistent_workers=persistent)
+    seen = []
+    for epoch in range(3):
+        samples = [sample for part in loader for sample in part]
+        assert {sample["__epoch__"] for sample in samples} == {epoch}
+        seen += [(sample["__epoch__"], sample["__step__"], sample["__slot__"]) for sample in samples]
+    assert len(seen) == len(set(seen)) == 3 * len(stream) * 64

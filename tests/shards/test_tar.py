@@ -8,9 +8,10 @@ import tarfile
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards import sample
 from shards.tar import BLOCK_BYTES, END, header, members, padded, scan
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -145,3 +146,25 @@ def test_a_header_is_what_tarfile_writes(name: str, size: int) -> None:
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o644
     assert header(name, size) == info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
+
+
+@given(st.integers(0, 511), st.integers(0, 255), st.booleans())
+@settings(max_examples=400)
+def test_what_is_read_in_one_look_is_what_the_long_way_reads(at: int, value: int, is_summed: bool) -> None:
+    content = b"p" * 700
+    block = bytearray(header("000120034.jpg", len(content)))
+    block[at] = value
+    if is_summed:  # a sum that is right for what the header now says
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+    data = bytes(block) + content + bytes(padded(700) - 700)
+    quick = sample._plain_sample(data, 0, len(data))
+    if quick is not None:
+        assert quick == sample._any_sample(data)
+
+
+def test_members_named_as_the_stream_names_its_own_are_passed_over() -> None:
+    files = b""
+    for name, content in (("a.jpg", b"i"), ("a.txt", b"t"), ("a.__hole__", b"99"), ("a.__corpus__", b"7")):
+        files += header(name, len(content)) + content + bytes(512 - len(content))
+    assert sample.parse(files, ("image", "txt")) == {"__key__": "a", "jpg": b"i", "txt": b"t"}
