@@ -34,21 +34,21 @@ LIMIT_S = 1.0
 
 def resumed(folder: str, batch: int, state: dict[str, int], read_ahead_bytes: int | None) -> dict[str, Any]:
     """Go on from `state`; return seconds to the first batch, reads of the index and of tars, and bytes."""
-    import fsspec
-    from fsspec.implementations.local import LocalFileSystem
-
+    from infra.storage import Folder
     from shards.layout import INDEX
     from shards.stream import READ_AHEAD_BYTES, ShardStream
 
     reads: list[tuple[str, int]] = []
 
-    class CountedFileSystem(LocalFileSystem):
-        def cat_file(self, path: str, start: int | None = None, end: int | None = None, **how: Any) -> bytes:
-            data: bytes = super().cat_file(path, start=start, end=end, **how)
-            reads.append((Path(path).name, len(data)))
+    def counted(read: Callable[..., bytes]) -> Callable[..., bytes]:
+        def reading(folder: Folder, name: str, *how: Any) -> bytes:
+            data = read(folder, name, *how)
+            reads.append((name, len(data)))
             return data
 
-    fsspec.register_implementation("file", CountedFileSystem, clobber=True)
+        return reading
+
+    Folder.read, Folder.read_range = counted(Folder.read), counted(Folder.read_range)  # type: ignore[method-assign]
     ahead = READ_AHEAD_BYTES if read_ahead_bytes is None else read_ahead_bytes
 
     def first_batch() -> list[Any]:

@@ -192,7 +192,10 @@ def answering(
                 self.request.recv(64 * 1024)
                 self.wfile.write(answer if isinstance(answer, bytes) else b"")
                 return
-            path = self.rfile.readline().split(b" ")[1]
+            line = self.rfile.readline()
+            if not line:  # who connected went away without a word
+                return
+            path = line.split(b" ")[1]
             while self.rfile.readline().strip():
                 pass
             if asked is not None:

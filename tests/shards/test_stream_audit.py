@@ -134,14 +134,14 @@ def test_a_killed_loader_process_ends_the_run_and_the_rest_is_exact(corpus: Fold
     def read_on() -> None:
         for batch in loader:
             seen.append(batch)
-            if len(seen) == 5:
+            if len(seen) == 1:  # most is still to be read: the processes are a few batches ahead
                 children = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
                 children[-1].kill()
 
     # torch's own error may strike between two batches, in the midst of whatever runs then.
     with pytest.raises((RunError, RuntimeError), match=r"DataLoader worker \(pid"):
         read_on()
-    assert 5 <= len(seen) < len(whole)
+    assert 1 <= len(seen) < len(whole)
     again = Loader(stream_of(corpus.url), workers=3, transform=places)
     again.load_state_dict(loader.state_dict())
     assert seen + list(again) == whole
