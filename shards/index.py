@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -79,11 +80,15 @@ class Index:
         self._source, self._where = source, where
         self._first = [shard.first_sample for shard in shards]
         self._groups: OrderedDict[int, list[npt.NDArray[np.uint32]]] = OrderedDict()
+        self._locks: dict[int, threading.Lock] = {}
         if ends is not None:
             for start in range(0, len(ends), SHARDS_PER_GROUP):
                 self._groups[start // SHARDS_PER_GROUP] = [
                     _blocks(one) for one in ends[start : start + SHARDS_PER_GROUP]
                 ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_locks": {}}
 
     @property
     def samples(self) -> int:
@@ -98,17 +103,21 @@ class Index:
     def ends(self, number: int, first: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
         """Return where samples `[first, stop)` (all by default) of the `number`-th shard end in its tar, in bytes.
 
+        Any number of threads may ask.
+
         Raises:
             UserError: the index gives places that cannot be.
         """
         group, place = divmod(number, SHARDS_PER_GROUP)
-        held = self._groups.get(group)
-        if held is None:
-            held = self._groups[group] = self._load(group)
-            while self._source and len(self._groups) > 1 and self._held() > ENDS_HELD:
-                self._groups.popitem(last=False)
-        elif self._source:
-            self._groups.move_to_end(group)
+        # A lock for each process: one that was held when a loader worker was forked would stay held there.
+        with self._locks.setdefault(os.getpid(), threading.Lock()):
+            held = self._groups.get(group)
+            if held is None:
+                held = self._groups[group] = self._load(group)
+                while self._source and len(self._groups) > 1 and self._held() > ENDS_HELD:
+                    self._groups.popitem(last=False)
+            elif self._source:
+                self._groups.move_to_end(group)
         return held[place][first:stop].astype(np.int64) * BLOCK_BYTES
 
     def shard_of(self, sample: int) -> int:

@@ -96,7 +96,6 @@ class Reader:
         self._closed = threading.Event()
         self._lost: dict[str, UnreadableShardError] = {}
         self._measured: set[str] = set()
-        self._index_lock = threading.Lock()
 
     def size(self, first: int, stop: int) -> int:
         """Return how many bytes the samples `[first, stop)` take."""
@@ -142,8 +141,7 @@ class Reader:
 
     def _bounds(self, number: int, row: int, last: int) -> npt.NDArray[np.int64]:
         """Return where rows `[row, last)` of the `number`-th shard begin in its tar, and where the last one ends."""
-        with self._index_lock:
-            ends = self.index.ends(number, max(0, row - 1), last)
+        ends = self.index.ends(number, max(0, row - 1), last)
         return ends if row else np.concatenate([[0], ends])
 
     def _rows(self, number: int, row: int, last: int) -> bytes:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -123,6 +124,10 @@ class ShardStream(Batches):
             samples, global_batch_size, lanes, block_samples, window_blocks or WINDOW_BLOCKS, seed, remainder
         )
         self._lanes_of(world_size)
+        self._stand_in_readers: dict[int, Reader] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_stand_in_readers": {}}
 
     @property
     def global_batch(self) -> int:
@@ -181,6 +186,11 @@ class ShardStream(Batches):
             Folder(self.folder.url), self.index, self.patience_s, timeout_s=self.read_timeout_s, cache=cache,
             block_samples=self.order.block_samples, kept=self.kept,
         )  # fmt: skip
+
+    def _stand_in_reader(self) -> Reader:
+        # One for all holes of a process, so that a shard that is lost costs the patience once.
+        held = self._stand_in_readers.get(os.getpid())
+        return held or self._stand_in_readers.setdefault(os.getpid(), self.reader())
 
     def in_folder(self, step: Step) -> Step:
         """Return a step of the order with the samples' numbers in the folder: others where not all are kept."""
@@ -247,7 +257,7 @@ class ShardStream(Batches):
         Raises:
             RunError: all were tried.
         """
-        reader = reader or self.reader()
+        reader = reader or self._stand_in_reader()
         place = hole if self.kept is None else self.kept.place(hole)
         for other in substitute(place, self.order.samples):
             number = other if self.kept is None else int(self.kept.select(np.array([other]))[0])

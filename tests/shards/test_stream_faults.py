@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,16 @@ def test_nothing_but_bad_samples_is_an_error(tmp_path: Path) -> None:
             out.write({"__key__": f"{row:03d}", "cls": b"7"})
     with pytest.raises(RunError, match="every other tried in its place"):
         slots(Folder(tmp_path))
+
+
+def test_a_lost_shard_is_given_up_once_for_all_stand_ins(
+    own_shards: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = ShardStream(own_shards, global_batch_size=BATCH, patience_s=0.5, skip_unreadable=True)
+    Path(own_shards.path("00001.tar")).unlink()
+    logging.getLogger("pairmill").propagate = True
+    with caplog.at_level(logging.WARNING, logger="pairmill"):
+        for hole in (15, 16, 20):
+            assert next(stream.stand_ins(hole, 0))["__hole__"] == hole
+    assert sum("cannot be read" in record.getMessage() for record in caplog.records) == 1
+    assert next(pickle.loads(pickle.dumps(stream)).stand_ins(20, 0))["__hole__"] == 20
