@@ -12,7 +12,8 @@ from shards.ahead import ReadAhead, Wanted, read_ahead
 from shards.batches import Batches, Place, Sample, Work
 from shards.mixture import Mixture, Portion, shares
 from shards.order import default_lanes
-from shards.stream import READ_AHEAD_BYTES, ShardStream
+from shards.state import check_place, checked
+from shards.stream import OPTIONAL_STATE, ORDER_STATE, PLACE_STATE, READ_AHEAD_BYTES, ShardStream
 
 
 class MixedStream(Batches):
@@ -85,8 +86,11 @@ class MixedStream(Batches):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from `state`, at whatever world size or worker count it was taken.
 
+        Seed, lanes, blocks and windows are taken over from it.
+
         Raises:
-            UserError: it is of other folders, weights or another batch, or its lanes do not fit this world size.
+            UserError: it is no state of a mix; it is of other folders, weights or another batch, or its lanes do
+            not fit this world size. The stream stands where it stood then.
         """
         now = {f"{number}.share": share for number, share in enumerate(self.mixture.shares)}
         there = {name: value for name, value in state.items() if name.endswith(".share")}
@@ -95,13 +99,30 @@ class MixedStream(Batches):
                 f"stream state: shares {list(there.values())} of a batch of {state.get('mixed_batch')} there, "
                 f"{list(now.values())} of {self.global_batch} now; resume with the same folders, weights and batch"
             )
+        folders = range(len(self.streams))
+        state = checked(
+            state,
+            (*PLACE_STATE, *(f"{number}.{name}" for number in folders for name in ORDER_STATE)),
+            [f"{number}.{name}" for number in folders for name in OPTIONAL_STATE],
+        )
+        orders = []
         for number, stream in enumerate(self.streams):
             ours = {name.split(".", 1)[1]: value for name, value in state.items() if name.startswith(f"{number}.")}
-            stream.load_order_state(ours, state["seed"] + number)
+            orders.append(stream.order_of(ours, state["seed"] + number))
+        if len({(order.lanes, order.global_batch) for order in orders} | {(orders[0].lanes,) * 2}) > 1:
+            raise UserError("stream state: its folders' lanes and batches differ; give what state_dict() gave")
+        if self.global_batch % orders[0].lanes:
+            raise UserError(f"stream state: its {orders[0].lanes} lanes do not divide the batch of {self.global_batch}")
+        check_place(state, self.steps_per_epoch)
+        before, self.mixture = self.mixture, Mixture(tuple(orders), self.mixture.shares, self.global_batch)
+        try:
+            self._lanes_of(self.world_size)
+        except UserError:
+            self.mixture = before
+            raise
         self.seed = state["seed"]
-        orders = tuple(stream.order for stream in self.streams)
-        self.mixture = Mixture(orders, self.mixture.shares, self.global_batch)
-        self._lanes_of(self.world_size)
+        for stream, order in zip(self.streams, orders, strict=True):
+            stream.order = order
         self._stand_at(state["epoch"], state["step"])
 
     def _read(self, lanes: range) -> Generator[tuple[Place, list[Work]], None, None]:

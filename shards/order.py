@@ -22,6 +22,8 @@ import numpy.typing as npt
 from infra.errors import UserError
 
 Remainder = Literal["drop", "pad", "keep"]
+REMAINDERS: tuple[Remainder, ...] = ("drop", "pad", "keep")
+"""By the number that a stream's state has for each."""
 Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
@@ -99,7 +101,7 @@ class Order:
                 raise UserError(f"{name}: {getattr(self, name)}; give 1 or more")
         if self.global_batch % self.lanes:
             raise UserError(f"lanes: {self.lanes} do not divide the global batch of {self.global_batch}")
-        if self.remainder not in ("drop", "pad", "keep"):
+        if self.remainder not in REMAINDERS:
             raise UserError(f"remainder: {self.remainder!r}; give 'drop', 'pad' or 'keep'")
         if self.samples < 1:
             raise UserError("the corpus holds no samples")

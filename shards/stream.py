@@ -22,6 +22,7 @@ from shards.cache import CACHE_BYTES, DiskCache
 from shards.index import load_or_scan
 from shards.kept import KeepList
 from shards.order import (
+    REMAINDERS,
     WINDOW_BLOCKS,
     Order,
     Remainder,
@@ -31,13 +32,17 @@ from shards.order import (
     substitute,
 )
 from shards.reads import PATIENCE_S, READ_TIMEOUT_S, Piece, Reader, UnreadableShardError
+from shards.state import check_place, checked
 
 Decode = Callable[[Sample], None]
 """Changes a sample in place; one for which it raises BadSampleError is a hole. `__epoch__` and `__key__` are there."""
 READ_AHEAD_BYTES = 128 * 2**20
 READ_THREADS = 8
 __all__ = ["Decode", "Sample", "SampleSource", "ShardStream"]
-_ORDER_STATE = ("samples", "global_batch", "lanes", "block_samples", "window_blocks")
+PLACE_STATE = ("seed", "epoch", "step")
+ORDER_STATE = ("samples", "global_batch", "lanes", "block_samples", "window_blocks")
+OPTIONAL_STATE = ("kept", "remainder")
+"""What a state may lack, older ones since it is younger."""
 
 
 class ShardStream(Batches):
@@ -150,8 +155,10 @@ class ShardStream(Batches):
 
     def order_state(self) -> dict[str, int]:
         """Return what the order is made of, but for its seed."""
-        digest = {} if self.kept is None else {"kept": self.kept.digest}
-        return {name: int(getattr(self.order, name)) for name in _ORDER_STATE} | digest
+        optional = {"remainder": REMAINDERS.index(self.order.remainder)}
+        if self.kept is not None:
+            optional["kept"] = self.kept.digest
+        return {name: int(getattr(self.order, name)) for name in ORDER_STATE} | optional
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from `state`, at whatever world size or worker count it was taken.
@@ -159,23 +166,40 @@ class ShardStream(Batches):
         Seed, lanes, block and window are taken over from it.
 
         Raises:
-            UserError: it belongs to another corpus, keep list or global batch, or its lanes do not fit this world
-            size.
+            UserError: it is no state of a stream; it belongs to another corpus, keep list, remainder or global
+            batch, or its lanes do not fit this world size. The stream stands where it stood then.
         """
-        self.load_order_state(state, state["seed"])
+        state = checked(state, (*PLACE_STATE, *ORDER_STATE), OPTIONAL_STATE)
+        if state["global_batch"] != self.order.global_batch:
+            raise UserError(
+                f"stream state: global batch: {state['global_batch']} there, {self.order.global_batch} now; "
+                "resume on the same"
+            )
+        order = self.order_of(state, state["seed"])
+        check_place(state, order.steps)
+        before, self.order = self.order, order
+        try:
+            self._lanes_of(self.world_size)
+        except UserError:
+            self.order = before
+            raise
         self._stand_at(state["epoch"], state["step"])
 
-    def load_order_state(self, state: dict[str, int], seed: int) -> None:
-        """Take over what an order is made of; raises UserError as `load_state_dict` does."""
-        for name, what in (("samples", "samples in the corpus"), ("global_batch", "global batch")):
-            now = getattr(self.order, name)
-            if state.get(name, now) != now:
-                raise UserError(f"stream state: {what}: {state[name]} there, {now} now; resume on the same")
+    def order_of(self, state: dict[str, int], seed: int) -> Order:
+        """Return the order that a state describes. Raises UserError where it is none of this stream's samples."""
+        if state["samples"] != self.order.samples:
+            raise UserError(
+                f"stream state: samples in the corpus: {state['samples']} there, {self.order.samples} now; "
+                "resume on the same"
+            )
         if state.get("kept") != (self.kept.digest if self.kept is not None else None):
             raise UserError("stream state: it was taken with another keep list, or one of the two has none")
-        order = {name: state.get(name, getattr(self.order, name)) for name in _ORDER_STATE}
-        self.order = Order(**order, seed=seed, remainder=self.order.remainder)
-        self._lanes_of(self.world_size)
+        now = REMAINDERS.index(self.order.remainder)
+        if state.get("remainder", now) != now:
+            raise UserError(
+                f"stream state: it was taken with another remainder than {self.order.remainder!r}; resume with the same"
+            )
+        return Order(**{name: state[name] for name in ORDER_STATE}, seed=seed, remainder=self.order.remainder)
 
     def reader(self) -> Reader:
         """Return a reader of this stream's samples, with connections of its own."""

@@ -114,3 +114,29 @@ def test_what_does_not_work_out_is_the_users_mistake(sources: list[tuple[Folder,
         MixedStream([(folder, 1.0) for folder, _ in sources], global_batch_size=BATCH).load_state_dict(state)
     with pytest.raises(UserError, match="samples in the corpus: 731 there, 135 now"):
         MixedStream([(sources[1][0], 3.0), sources[1]], global_batch_size=BATCH).load_state_dict(state)
+
+
+def test_a_states_lanes_are_taken_over_and_a_state_that_is_none_changes_nothing(
+    sources: list[tuple[Folder, float]],
+) -> None:
+    there = MixedStream(sources, global_batch_size=BATCH, seed=3, lanes=12)
+    state = there.state_dict()
+    seen: Seen = {}
+    found: Seen = {}
+    see(there, seen)
+    stream = MixedStream(sources, global_batch_size=BATCH)
+    before = stream.state_dict()
+    for wrong, words in (
+        (state | {"step": 37}, "step 37 of epoch 0, .* have 36 steps"),
+        (state | {"epoch": None}, "epoch: None is no whole number"),
+        (state | {"1.samples": 134}, "samples in the corpus: 134 there, 135 now"),
+        (state | {"1.lanes": 6}, "lanes and batches differ"),
+        (state | {"0.lanes": 7, "0.global_batch": 7, "1.lanes": 7, "1.global_batch": 7}, "7 lanes do not divide"),
+        ({name: value for name, value in state.items() if name != "1.lanes"}, r"it has no '1\.lanes'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            stream.load_state_dict(wrong)
+        assert stream.state_dict() == before
+    stream.load_state_dict(state)
+    see(stream, found)
+    assert found == seen
