@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
-from typing import Any
+from typing import Any, NamedTuple
 
 from infra.errors import UserError
 from infra.storage import Folder
 from shards.ahead import ReadAhead, Wanted, read_ahead
 from shards.batches import Batches, Place, Sample, Work
+from shards.kept import KeepList
 from shards.mixture import Mixture, Portion, shares
 from shards.order import default_lanes
 from shards.state import check_place, checked
 from shards.stream import OPTIONAL_STATE, ORDER_STATE, PLACE_STATE, READ_AHEAD_BYTES, ShardStream
+
+_NOT_SHARED = {
+    "keep": "each folder of a mix has its own; give Source(folder, weight, keep)",
+    "remainder": "a mix goes on with each folder's next epoch, it has none; leave it out",
+}
+
+
+class Source(NamedTuple):
+    """A folder of a mix, its weight, and the part of it that is taken (see `ShardStream`'s `keep`)."""
+
+    folder: str | Folder
+    weight: float
+    keep: KeepList | str | os.PathLike[str] | None = None
 
 
 class MixedStream(Batches):
@@ -27,7 +42,7 @@ class MixedStream(Batches):
 
     def __init__(
         self,
-        sources: Sequence[tuple[str | Folder, float]],
+        sources: Sequence[Source | tuple[str | Folder, float]],
         *,
         global_batch_size: int,
         rank: int = 0,
@@ -41,6 +56,8 @@ class MixedStream(Batches):
     ) -> None:
         """Open the folders, each with its weight; `options` are those of every folder's `ShardStream`.
 
+        A part of a folder is `Source(folder, weight, keep="keep.txt")`.
+
         Raises:
             UserError: as `ShardStream`; a weight that is none; a folder with fewer samples than there are lanes.
         """
@@ -49,14 +66,18 @@ class MixedStream(Batches):
             decode_threads=decode_threads,
         )  # fmt: skip
         self.seed, self.read_ahead_bytes = seed, read_ahead_bytes
-        weights = shares([weight for _, weight in sources])
+        for option in ("keep", "remainder"):
+            if option in options:
+                raise UserError(f"{option}: {_NOT_SHARED[option]}")
+        parts = [Source(*source) for source in sources]
+        weights = shares([part.weight for part in parts])
         lanes = lanes or default_lanes(global_batch_size)
         self.streams = tuple(
             ShardStream(
-                folder, global_batch_size=lanes, lanes=lanes, rank=rank, world_size=world_size,
+                part.folder, keep=part.keep, global_batch_size=lanes, lanes=lanes, rank=rank, world_size=world_size,
                 seed=seed + number, remainder="drop", **options,
             )
-            for number, (folder, _) in enumerate(sources)
+            for number, part in enumerate(parts)
         )  # fmt: skip
         self.mixture = Mixture(tuple(stream.order for stream in self.streams), weights, global_batch_size)
 

@@ -121,6 +121,11 @@ class ShardStream(Batches):
         self._opened_s = time.time()  # for the cache: what is used from here on stays
         self.index = load_or_scan(self.folder)
         self.kept = keep if isinstance(keep, KeepList) or keep is None else kept.load(keep, self.folder, self.index)
+        if self.kept is not None and self.kept.samples != self.index.samples:
+            raise UserError(
+                f"{self.folder.url}: the keep list is of a folder of {self.kept.samples} samples, here are "
+                f"{self.index.samples}; give this folder's own"
+            )
         samples = self.index.samples if self.kept is None else len(self.kept)
         lanes = lanes or default_lanes(global_batch_size)
         a_sample = self.index.tar_bytes / max(1, self.index.samples)

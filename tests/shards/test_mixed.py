@@ -11,8 +11,9 @@ import pytest
 
 from infra.errors import UserError
 from infra.storage import Folder
+from shards.kept import KeepList
 from shards.loader import Loader
-from shards.mixed import MixedStream
+from shards.mixed import MixedStream, Source
 
 BATCH = 24
 Corpus = Callable[..., Folder]
@@ -140,3 +141,13 @@ def test_a_states_lanes_are_taken_over_and_a_state_that_is_none_changes_nothing(
     stream.load_state_dict(state)
     see(stream, found)
     assert found == seen
+
+
+def test_each_folder_has_its_own_keep_list(sources: list[tuple[Folder, float]]) -> None:
+    keep = KeepList(range(0, 135, 2), 135)
+    stream = MixedStream([sources[0], Source(*sources[1], keep=keep)], global_batch_size=BATCH)
+    taken = [(sample["__corpus__"], sample["__index__"]) for sample in stream.samples()]
+    assert {number % 2 for corpus, number in taken if corpus == 1} == {0}
+    assert {number % 2 for corpus, number in taken if corpus == 0} == {0, 1}
+    with pytest.raises(UserError, match="keep: each folder of a mix has its own"):
+        MixedStream(sources, global_batch_size=BATCH, keep=keep)
