@@ -24,6 +24,7 @@ from infra.storage import Folder
 from shards import index
 from shards.layout import INDEX, STATS_SUFFIX
 from shards.stream import ShardStream
+from shards.verify import verify
 
 Corpus = Callable[..., Folder]
 
@@ -210,3 +211,21 @@ def test_threads_share_row_groups_that_come_and_go(tmp_path: Path, monkeypatch: 
         sys.setswitchinterval(before)
     assert found == [number % 5 for number in range(0, 200, 7)] * 50
     assert same(copy.deepcopy(loaded), loaded)
+
+
+@pytest.mark.parametrize("group", [1, 7, 100, 1000])
+def test_any_row_groups_are_read(tmp_path: Path, group: int) -> None:
+    folder = many(Folder(tmp_path))
+    before = index.load(folder)
+    pq.write_table(pq.read_table(tmp_path / INDEX), tmp_path / INDEX, row_group_size=group)
+    assert same(index.load(folder), before)
+
+
+def test_a_plainly_rewritten_index_is_verified_and_one_without_addresses_refused(own_shards: Folder) -> None:
+    path = Path(own_shards.path(INDEX))
+    table = pq.read_table(path)
+    pq.write_table(table, path, row_group_size=1)
+    assert verify(own_shards).ok
+    pq.write_table(table.drop_columns(["ends"]), path)
+    with pytest.raises(UserError, match=r"not an index .*no column ends"):
+        index.load(own_shards)
