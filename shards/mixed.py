@@ -8,15 +8,18 @@ from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
 from infra.errors import UserError
+from infra.logs import log
 from infra.storage import Folder
 from shards.ahead import ReadAhead, Wanted, read_ahead
 from shards.batches import Batches, Place, Sample, Work
 from shards.kept import KeepList
-from shards.mixture import Mixture, Portion, shares
-from shards.order import default_lanes
+from shards.mixture import PLACES, Mixture, Portion, shares
+from shards.order import TooFewSamplesError, default_lanes
 from shards.state import check_place, checked
 from shards.stream import OPTIONAL_STATE, ORDER_STATE, PLACE_STATE, READ_AHEAD_BYTES, ShardStream
 
+MOST_LEFT_OUT = 0.01
+"""Share of a folder that an epoch may leave out before the log says so."""
 _NOT_SHARED = {
     "keep": "each folder of a mix has its own; give Source(folder, weight, keep)",
     "remainder": "a mix goes on with each folder's next epoch, it has none; leave it out",
@@ -36,8 +39,8 @@ class MixedStream(Batches):
 
     A sample is as `ShardStream` gives it, with `__corpus__`, the place of its folder among `sources`. `__epoch__` is
     that folder's own: a small folder of great weight is gone through more often than another, each time in a new
-    order and each sample once. An epoch of the mix is as many batches as all folders together fill. World size,
-    loader workers, resuming, holes: all as `ShardStream` has them.
+    order and each sample once, but for `samples % lanes` of them, others each time. An epoch of the mix is as many
+    batches as all folders together fill. World size, loader workers, resuming, holes: all as `ShardStream` has them.
     """
 
     def __init__(
@@ -71,15 +74,22 @@ class MixedStream(Batches):
                 raise UserError(f"{option}: {_NOT_SHARED[option]}")
         parts = [Source(*source) for source in sources]
         weights = shares([part.weight for part in parts])
-        lanes = lanes or default_lanes(global_batch_size)
-        self.streams = tuple(
-            ShardStream(
-                part.folder, keep=part.keep, global_batch_size=lanes, lanes=lanes, rank=rank, world_size=world_size,
-                seed=seed + number, remainder="drop", **options,
-            )
-            for number, part in enumerate(parts)
-        )  # fmt: skip
+        lanes = default_lanes(global_batch_size) if lanes is None else lanes
+        if lanes < 1 or global_batch_size % lanes:
+            raise UserError(f"lanes: {lanes} do not divide the global batch of {global_batch_size}")
+        options |= {"lanes": lanes, "rank": rank, "world_size": world_size}
+        self.streams = tuple(_stream(part, seed + number, options) for number, part in enumerate(parts))
+        if options.get("block_samples") is None:
+            for stream, share in zip(self.streams, weights, strict=True):
+                stream.take_default_blocks(global_batch_size * share / PLACES)
         self.mixture = Mixture(tuple(stream.order for stream in self.streams), weights, global_batch_size)
+        if not self.steps_per_epoch:
+            samples = sum(stream.order.samples for stream in self.streams)
+            raise UserError(
+                f"the folders hold {samples} samples together, less than a global batch of {global_batch_size}; "
+                "take a smaller batch"
+            )
+        self._lanes_of(world_size)
 
     @property
     def global_batch(self) -> int:
@@ -177,6 +187,24 @@ class MixedStream(Batches):
 
     def _batch(self, place: Place, parts: list[Any]) -> list[Sample]:
         return sorted(super()._batch(place, parts), key=lambda sample: int(sample["__slot__"]))
+
+
+def _stream(part: Source, seed: int, options: dict[str, Any]) -> ShardStream:
+    """Open a folder of a mix, and say in the log how much each epoch leaves out if that is more than a hundredth."""
+    try:
+        stream = ShardStream(part.folder, keep=part.keep, global_batch_size=options["lanes"], seed=seed, **options)
+    except TooFewSamplesError:
+        raise UserError(
+            f"{part.folder}: fewer samples than the mix has lanes ({options['lanes']}); "
+            "give fewer lanes, which must divide the batch, or leave that folder out"
+        ) from None
+    order = stream.order
+    if order.left_over > MOST_LEFT_OUT * order.samples:
+        log.warning(
+            "%s: each of its epochs leaves out %d of %d samples, since %d lanes take as many each; give fewer lanes",
+            stream.folder.url, order.left_over, order.samples, order.lanes,
+        )  # fmt: skip
+    return stream
 
 
 def _marked(work: Work, corpus: int, step: int) -> Work:

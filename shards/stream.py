@@ -127,14 +127,21 @@ class ShardStream(Batches):
                 f"{self.index.samples}; give this folder's own"
             )
         samples = self.index.samples if self.kept is None else len(self.kept)
-        lanes = lanes or default_lanes(global_batch_size)
-        a_sample = self.index.tar_bytes / max(1, self.index.samples)
-        block_samples = block_samples or default_block_samples(samples, global_batch_size, lanes, a_sample)
+        lanes = default_lanes(global_batch_size) if lanes is None else lanes
         self.order = Order(
-            samples, global_batch_size, lanes, block_samples, window_blocks or WINDOW_BLOCKS, seed, remainder
-        )
+            samples, global_batch_size, lanes, 1 if block_samples is None else block_samples,
+            WINDOW_BLOCKS if window_blocks is None else window_blocks, seed, remainder,
+        )  # fmt: skip
+        if block_samples is None:
+            self.take_default_blocks(global_batch_size)
         self._lanes_of(world_size)
         self._stand_in_readers: dict[int, Reader] = {}
+
+    def take_default_blocks(self, slots: float) -> None:
+        """Let blocks have as many samples as there is memory for where this stream fills `slots` of a step."""
+        samples, lanes = self.order.samples, self.order.lanes
+        a_sample = self.index.tar_bytes / max(1, self.index.samples)
+        self.order = replace(self.order, block_samples=default_block_samples(samples, slots, lanes, a_sample))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_stand_in_readers": {}}
