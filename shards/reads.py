@@ -35,6 +35,8 @@ LEAST_S = 1.0
 """What the last try gets of its time, however little patience is left, in seconds."""
 LARGEST_GAP_BYTES = 2**18
 """What is read in vain between two kept samples rather than reading twice, in bytes."""
+LOST_FOR_S = 600.0
+"""How long a shard that stayed unreadable is given up before it is tried again, in seconds."""
 TELLS_EVERY_S = 10.0
 """How often the log says that reads fail, in seconds."""
 _LOST = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -94,7 +96,7 @@ class Reader:
         self._kept, self._gap = kept, max(1, int(LARGEST_GAP_BYTES * index.samples / max(1, index.tar_bytes)))
         self._has_warned, self._tells_again_at = False, 0.0
         self._closed = threading.Event()
-        self._lost: dict[str, UnreadableShardError] = {}
+        self._lost: dict[str, tuple[UnreadableShardError, float]] = {}
         self._measured: set[str] = set()
 
     def size(self, first: int, stop: int) -> int:
@@ -104,17 +106,20 @@ class Reader:
     def read(self, first: int, stop: int) -> list[Piece]:
         """Read the samples `[first, stop)`: one ranged read, one more for each shard's end they cross.
 
-        A shard that stays unreadable gives a piece with its `fault` set.
+        A shard that stays unreadable gives a piece with its `fault` set, and is tried again after `LOST_FOR_S`.
         """
         pieces = []
         for number, row, last in self._pieces(first, stop):
             shard = self.index.shards[number]
-            fault, data = self._lost.get(shard.name), b""
+            fault, data = self._given_up(shard), b""
             if fault is None:
                 try:
                     data = self._rows(number, row, last)
+                    if self._lost.pop(shard.name, None):
+                        log.warning("%s: this shard can be read again", self.folder.path(shard.tar))
                 except UnreadableShardError as error:
-                    fault = self._lost.setdefault(shard.name, error)
+                    self._measured.discard(shard.name)
+                    fault, _ = self._lost.setdefault(shard.name, (error, time.monotonic()))
                     if fault is error and not self._closed.is_set():
                         log.warning("%s", error)
             sizes, url = self._sizes(number, row, last), self.folder.path(shard.tar)
@@ -122,6 +127,14 @@ class Reader:
                 data = _without_gaps(data, np.diff(self._bounds(number, row, last)), sizes)
             pieces.append(Piece(shard, url, shard.first_sample + row, np.cumsum(sizes).tolist(), data, fault))
         return pieces
+
+    def _given_up(self, shard: Shard) -> UnreadableShardError | None:
+        """Return why a shard is not to be read now; None where it is."""
+        error, since = self._lost.get(shard.name, (None, 0.0))
+        if error is None or time.monotonic() - since < LOST_FOR_S:
+            return error
+        self._lost[shard.name] = (error, time.monotonic())  # one tries, the others do without meanwhile
+        return None
 
     def close(self) -> None:
         """Have reads under way on other threads fail instead of being tried again."""

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from infra.errors import RunError, UserError
-from infra.logs import log
 from infra.storage import Folder
 from shards import kept
 from shards import sample as one_sample
 from shards.ahead import ReadAhead, Wanted, read_ahead
 from shards.batches import Batches, Place, Sample, SampleSource, Work
 from shards.cache import CACHE_BYTES, DiskCache
+from shards.holes import HoleLog
 from shards.index import load_or_scan
 from shards.kept import KeepList
 from shards.order import (
@@ -98,7 +98,8 @@ class ShardStream(Batches):
 
         `lanes`, `block_samples` and `window_blocks` belong to the order (see `shards.order`), as `remainder` does.
         `needs` names the members a sample must have (`image` for any image). `skip_unreadable` makes holes of
-        the samples of a shard that stays unreadable for `patience_s` seconds, instead of ending the run.
+        the samples of a shard that stays unreadable for `patience_s` seconds, instead of ending the run, and tries it
+        again every 10 minutes.
         Beyond the windows in use, `read_ahead_bytes` are read ahead on `read_threads` threads.
 
         A read that fails is tried again for `patience_s` seconds; one from an object store that takes longer
@@ -136,6 +137,7 @@ class ShardStream(Batches):
             self.take_default_blocks(global_batch_size)
         self._lanes_of(world_size)
         self._stand_in_readers: dict[int, Reader] = {}
+        self._hole_log = HoleLog()
 
     def take_default_blocks(self, slots: float) -> None:
         """Let blocks have as many samples as there is memory for where this stream fills `slots` of a step."""
@@ -269,7 +271,7 @@ class ShardStream(Batches):
         try:
             return self._sample(piece, number, epoch)
         except one_sample.BadSampleError as error:
-            log.warning("%s: sample %d is a hole: %s", piece.url, number, error)
+            self._hole_log.name(piece.url, number, error)
             return next(self.stand_ins(number, epoch, reader))
 
     def _sample(self, piece: Piece, number: int, epoch: int) -> Sample:
