@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from infra.errors import RunError
-from shards.stream import Sample, ShardStream
+from shards.batches import Batches, Sample
 
 Transform = Callable[[list[Sample]], Any]
 
@@ -24,7 +24,7 @@ class Loader:
 
     def __init__(
         self,
-        stream: ShardStream,
+        stream: Batches,
         *,
         workers: int = 0,
         transform: Transform | None = None,
@@ -94,7 +94,7 @@ class Loader:
 class _Parts(IterableDataset[tuple[Any, int]]):
     """A worker's part of each batch, and how many holes it had."""
 
-    def __init__(self, stream: ShardStream, transform: Transform) -> None:
+    def __init__(self, stream: Batches, transform: Transform) -> None:
         super().__init__()
         self.stream, self.transform = stream, transform
 

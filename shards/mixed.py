@@ -16,7 +16,15 @@ from shards.kept import KeepList
 from shards.mixture import PLACES, Mixture, Portion, shares
 from shards.order import TooFewSamplesError, default_lanes
 from shards.state import check_place, checked
-from shards.stream import OPTIONAL_STATE, ORDER_STATE, PLACE_STATE, READ_AHEAD_BYTES, ShardStream
+from shards.stream import (
+    OPTIONAL_STATE,
+    ORDER_STATE,
+    PLACE_STATE,
+    READ_AHEAD_BYTES,
+    READ_THREADS,
+    ShardStream,
+    check_threads,
+)
 
 MOST_LEFT_OUT = 0.01
 """Share of a folder that an epoch may leave out before the log says so."""
@@ -68,6 +76,7 @@ class MixedStream(Batches):
             rank=rank, world_size=world_size, epochs=epochs, global_batch=global_batch_size,
             decode_threads=decode_threads,
         )  # fmt: skip
+        check_threads(decode_threads, options.get("read_threads", READ_THREADS))
         self.seed, self.read_ahead_bytes = seed, read_ahead_bytes
         for option in ("keep", "remainder"):
             if option in options:

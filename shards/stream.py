@@ -115,6 +115,11 @@ class ShardStream(Batches):
             rank=rank, world_size=world_size, epochs=epochs, global_batch=global_batch_size,
             decode_threads=decode_threads,
         )  # fmt: skip
+        check_threads(decode_threads, read_threads)
+        if isinstance(needs, str):
+            raise UserError(f"needs: {needs!r}; give a tuple of members, ({needs!r},)")
+        if cache_folder is not None and "://" in os.fspath(cache_folder):
+            raise UserError(f"cache_folder: {os.fspath(cache_folder)}: give a folder on a local disk")
         self.folder = folder if isinstance(folder, Folder) else Folder(folder)
         self.decode, self.needs, self.skip_unreadable = decode, needs, skip_unreadable
         self.read_ahead_bytes, self.read_threads, self.patience_s = read_ahead_bytes, read_threads, patience_s
@@ -308,4 +313,12 @@ class ShardStream(Batches):
         raise RunError(
             f"{self.folder.url}: sample {hole} is bad and so is every other tried in its place; "
             "check the folder with `pairmill verify`"
+        )
+
+
+def check_threads(decode_threads: int, read_threads: int) -> None:
+    """Make sure that there can be so many threads. Raises UserError."""
+    if decode_threads < 0 or read_threads < 1:
+        raise UserError(
+            f"decode_threads {decode_threads}, read_threads {read_threads}: give 0 or more to decode, 1 or more to read"
         )

@@ -162,6 +162,7 @@ def test_lanes_and_batches_that_do_not_work_out(sources: list[tuple[Folder, floa
         ({"global_batch_size": 10, "lanes": 0}, "0 do not divide the global batch of 10"),
         ({"global_batch_size": 1000, "lanes": 1}, "866 samples together, less than a global batch of 1000"),
         ({"global_batch_size": 10, "remainder": "keep"}, "remainder: a mix goes on"),
+        ({"global_batch_size": 10, "decode_threads": -1}, "decode_threads -1"),
     ):
         with pytest.raises(UserError, match=words):
             MixedStream(sources, **options)

@@ -211,3 +211,19 @@ def test_the_first_batch_does_not_wait_for_pandas(corpus: Folder) -> None:
     )
     assert importlib.util.find_spec("pandas") is not None
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"needs": "txt"}, r"needs: 'txt'; give a tuple of members, \('txt',\)"),
+        ({"read_threads": 0}, "read_threads 0: give 0 or more to decode, 1 or more to read"),
+        ({"decode_threads": -1}, "decode_threads -1, read_threads 8"),
+        ({"lanes": 0}, "lanes: 0; give 1 or more"),
+        ({"block_samples": 0}, "block_samples: 0; give 1 or more"),
+        ({"cache_folder": "s3://bucket/cache"}, "cache_folder: s3://bucket/cache: give a folder on a local disk"),
+    ],
+)
+def test_options_that_cannot_be_are_the_users_mistake(corpus: Folder, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ShardStream(corpus, global_batch_size=64, **options)
