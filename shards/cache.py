@@ -9,10 +9,12 @@ node that takes its eighth of each epoch (`docs/architecture.md` has the figures
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
 import secrets
+import stat
 import threading
 import time
 import zlib
@@ -77,7 +79,10 @@ class DiskCache:
         """Return the `size` bytes kept under `key`; None where there are none, or not these."""
         path = self._path(key)
         try:
-            with path.open("rb") as file:
+            # What is no file, as a pipe that would wait for a writer, is not waited for.
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise OSError(errno.EINVAL, f"{path.name} is no file")
                 header, data = file.read(_HEADER_BYTES), file.read(size + 1)
                 if len(data) != size or header != _header(key, data):
                     path.unlink(missing_ok=True)

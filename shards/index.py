@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -69,21 +71,32 @@ class Index:
     """The shards of a folder and the address of each sample. Picklable, so loader workers get it whole."""
 
     def __init__(
-        self, shards: list[Shard], ends: list[npt.NDArray[np.int64]] | None, source: bytes = b"", where: str = ""
+        self,
+        shards: list[Shard],
+        ends: list[npt.NDArray[np.int64]] | None,
+        source: bytes = b"",
+        where: str = "",
+        starts: Sequence[int] | None = None,
     ) -> None:
         """Hold `shards`, their addresses being `ends`, or in the parquet file whose bytes are `source`.
 
-        With `where`, the file's place, addresses that cannot be are refused.
+        `starts` tells which shard each of the file's row groups begins with, by default every 64th. With `where`, the
+        file's place, addresses that cannot be are refused.
         """
         self.shards = shards
         self._source, self._where = source, where
+        self._starts = list(range(0, len(shards), SHARDS_PER_GROUP)) if starts is None else list(starts)
         self._first = [shard.first_sample for shard in shards]
         self._groups: OrderedDict[int, list[npt.NDArray[np.uint32]]] = OrderedDict()
+        self._locks: dict[int, threading.Lock] = {}
         if ends is not None:
             for start in range(0, len(ends), SHARDS_PER_GROUP):
                 self._groups[start // SHARDS_PER_GROUP] = [
                     _blocks(one) for one in ends[start : start + SHARDS_PER_GROUP]
                 ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_locks": {}}
 
     @property
     def samples(self) -> int:
@@ -98,17 +111,22 @@ class Index:
     def ends(self, number: int, first: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
         """Return where samples `[first, stop)` (all by default) of the `number`-th shard end in its tar, in bytes.
 
+        Any number of threads may ask.
+
         Raises:
             UserError: the index gives places that cannot be.
         """
-        group, place = divmod(number, SHARDS_PER_GROUP)
-        held = self._groups.get(group)
-        if held is None:
-            held = self._groups[group] = self._load(group)
-            while self._source and len(self._groups) > 1 and self._held() > ENDS_HELD:
-                self._groups.popitem(last=False)
-        elif self._source:
-            self._groups.move_to_end(group)
+        group = bisect_right(self._starts, number) - 1
+        place = number - self._starts[group]
+        # A lock for each process: one that was held when a loader worker was forked would stay held there.
+        with self._locks.setdefault(os.getpid(), threading.Lock()):
+            held = self._groups.get(group)
+            if held is None:
+                held = self._groups[group] = self._load(group)
+                while self._source and len(self._groups) > 1 and self._held() > ENDS_HELD:
+                    self._groups.popitem(last=False)
+            elif self._source:
+                self._groups.move_to_end(group)
         return held[place][first:stop].astype(np.int64) * BLOCK_BYTES
 
     def shard_of(self, sample: int) -> int:
@@ -144,7 +162,7 @@ class Index:
         table = pq.ParquetFile(io.BytesIO(self._source)).read_row_group(group, columns=["ends"])
         # Not `to_numpy`, which imports pandas where there is one: a second until the first batch.
         found = [np.from_dlpack(scalar.values).astype(np.int64, copy=False) for scalar in table.column("ends")]
-        for shard, ends in zip(self.shards[group * SHARDS_PER_GROUP :], found, strict=False):
+        for shard, ends in zip(self.shards[self._starts[group] :], found, strict=False):
             if self._where and not _are_places(ends, shard.samples, shard.tar_bytes):
                 raise UserError(
                     f"{self._where}: the addresses of shard {shard.name} cannot be right; "
@@ -173,7 +191,11 @@ def load(folder: Folder, *, checked: bool = True) -> Index:
                 f"{where}: index of format version {version}, this version reads {FORMAT_VERSION}; "
                 f"update pairmill, or build the index anew with `pairmill index {folder.url}`"
             )
+        missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
+        if missing:
+            raise KeyError(f"no column {missing[0]}")
         rows = file.read(columns=[name for name in SCHEMA.names if name != "ends"]).to_pylist()
+        groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     except (pa.ArrowException, OSError, KeyError) as error:
         raise UserError(
             f"{where}: not an index ({' '.join(str(error).split())}); build it anew with `pairmill index {folder.url}`"
@@ -188,7 +210,7 @@ def load(folder: Folder, *, checked: bool = True) -> Index:
                 f"build the index anew with `pairmill index {folder.url}`"
             )
         first += row["samples"]
-    return Index([Shard(**row) for row in rows], None, source, where if checked else "")
+    return Index([Shard(**row) for row in rows], None, source, where if checked else "", [0, *accumulate(groups[:-1])])
 
 
 def load_or_scan(folder: Folder) -> Index:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from infra.errors import RunError
-from shards.stream import Sample, ShardStream
+from shards.batches import Batches, Sample
 
 Transform = Callable[[list[Sample]], Any]
 
@@ -25,7 +25,7 @@ class Loader:
 
     def __init__(
         self,
-        stream: ShardStream,
+        stream: Batches,
         *,
         workers: int = 0,
         transform: Transform | None = None,
@@ -96,7 +96,7 @@ class Loader:
 class _Parts(IterableDataset[tuple[Any, int]]):
     """A worker's part of each batch, and how many holes it had."""
 
-    def __init__(self, stream: ShardStream, transform: Transform) -> None:
+    def __init__(self, stream: Batches, transform: Transform) -> None:
         super().__init__()
         self.stream, self.transform = stream, transform
 

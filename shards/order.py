@@ -22,6 +22,8 @@ import numpy.typing as npt
 from infra.errors import UserError
 
 Remainder = Literal["drop", "pad", "keep"]
+REMAINDERS: tuple[Remainder, ...] = ("drop", "pad", "keep")
+"""By the number that a stream's state has for each."""
 Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
@@ -44,15 +46,20 @@ def default_lanes(global_batch: int) -> int:
     return max(count for count in range(1, min(global_batch, MOST_LANES) + 1) if global_batch % count == 0)
 
 
-def default_block_samples(samples: int, global_batch: int, lanes: int, sample_bytes: float) -> int:
+def default_block_samples(samples: int, global_batch: float, lanes: int, sample_bytes: float) -> int:
     """Return how many consecutive samples one ranged read takes: 256 where nothing stands against it.
 
     Fewer in a small corpus, so that every lane still draws on `WINDOW_BLOCKS` blocks, and fewer where windows
-    of such blocks (at `sample_bytes` a sample on average) would fill the memory.
+    of such blocks (at `sample_bytes` a sample on average) would fill the memory. `global_batch` are the slots of a
+    step that the corpus fills, on average where it is one of a mix.
     """
     a_lane = samples // lanes
     resident = global_batch * RESIDENT_BYTES_PER_SLOT / (lanes * WINDOW_BLOCKS * max(1.0, sample_bytes))
     return max(1, min(MOST_BLOCK_SAMPLES, a_lane // WINDOW_BLOCKS, int(resident)))
+
+
+class TooFewSamplesError(UserError):
+    """A corpus smaller than a batch."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,8 @@ class Order:
     ranks, `pad` fills that batch up with samples from the beginning of the epoch.
 
     Raises:
-        UserError: the lanes do not divide the batch, or the corpus is smaller than a batch under `drop`.
+        UserError: the lanes do not divide the batch.
+        TooFewSamplesError: the corpus is smaller than a batch under `drop`.
     """
 
     samples: int
@@ -99,12 +107,12 @@ class Order:
                 raise UserError(f"{name}: {getattr(self, name)}; give 1 or more")
         if self.global_batch % self.lanes:
             raise UserError(f"lanes: {self.lanes} do not divide the global batch of {self.global_batch}")
-        if self.remainder not in ("drop", "pad", "keep"):
+        if self.remainder not in REMAINDERS:
             raise UserError(f"remainder: {self.remainder!r}; give 'drop', 'pad' or 'keep'")
         if self.samples < 1:
             raise UserError("the corpus holds no samples")
         if self.steps < 1:
-            raise UserError(
+            raise TooFewSamplesError(
                 f"the corpus holds {self.samples} samples, less than a global batch of {self.global_batch}; "
                 "take a smaller batch, or remainder 'pad' or 'keep'"
             )

@@ -35,6 +35,8 @@ LEAST_S = 1.0
 """What the last try gets of its time, however little patience is left, in seconds."""
 LARGEST_GAP_BYTES = 2**18
 """What is read in vain between two kept samples rather than reading twice, in bytes."""
+LOST_FOR_S = 600.0
+"""How long a shard that stayed unreadable is given up before it is tried again, in seconds."""
 TELLS_EVERY_S = 10.0
 """How often the log says that reads fail, in seconds."""
 _LOST = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -48,7 +50,7 @@ class UnreadableShardError(RunError):
 class Piece:
     """The bytes of samples `[first, first + len(ends))` (numbers in the corpus), all of one shard.
 
-    Sample `i` of them is `data[ends[i - 1] or 0 : ends[i]]`. `data` ends early where the file does.
+    Sample `i` of them is `data[ends[i - 1] or 0 : ends[i]]`, empty where it is not kept.
     """
 
     shard: Shard
@@ -94,38 +96,45 @@ class Reader:
         self._kept, self._gap = kept, max(1, int(LARGEST_GAP_BYTES * index.samples / max(1, index.tar_bytes)))
         self._has_warned, self._tells_again_at = False, 0.0
         self._closed = threading.Event()
-        self._lost: dict[str, UnreadableShardError] = {}
+        self._lost: dict[str, tuple[UnreadableShardError, float]] = {}
         self._measured: set[str] = set()
-        self._index_lock = threading.Lock()
 
     def size(self, first: int, stop: int) -> int:
-        """Return how many bytes the samples `[first, stop)` take."""
-        total = 0
-        for number, row, last in self._pieces(first, stop):
-            bounds = self._bounds(number, row, last)
-            total += int(bounds[-1] - bounds[0])
-        return total
+        """Return how many bytes the samples `[first, stop)` take in memory."""
+        return sum(int(self._sizes(*piece).sum()) for piece in self._pieces(first, stop))
 
     def read(self, first: int, stop: int) -> list[Piece]:
         """Read the samples `[first, stop)`: one ranged read, one more for each shard's end they cross.
 
-        A shard that stays unreadable gives a piece with its `fault` set.
+        A shard that stays unreadable gives a piece with its `fault` set, and is tried again after `LOST_FOR_S`.
         """
         pieces = []
         for number, row, last in self._pieces(first, stop):
             shard = self.index.shards[number]
-            fault, data = self._lost.get(shard.name), b""
+            fault, data = self._given_up(shard), b""
             if fault is None:
                 try:
                     data = self._rows(number, row, last)
+                    if self._lost.pop(shard.name, None):
+                        log.warning("%s: this shard can be read again", self.folder.path(shard.tar))
                 except UnreadableShardError as error:
-                    fault = self._lost.setdefault(shard.name, error)
+                    self._measured.discard(shard.name)
+                    fault, _ = self._lost.setdefault(shard.name, (error, time.monotonic()))
                     if fault is error and not self._closed.is_set():
                         log.warning("%s", error)
-            bounds = self._bounds(number, row, last)
-            ends, url = (bounds[1:] - bounds[0]).tolist(), self.folder.path(shard.tar)
-            pieces.append(Piece(shard, url, shard.first_sample + row, ends, data, fault))
+            sizes, url = self._sizes(number, row, last), self.folder.path(shard.tar)
+            if fault is None and sizes.sum() < len(data):
+                data = _without_gaps(data, np.diff(self._bounds(number, row, last)), sizes)
+            pieces.append(Piece(shard, url, shard.first_sample + row, np.cumsum(sizes).tolist(), data, fault))
         return pieces
+
+    def _given_up(self, shard: Shard) -> UnreadableShardError | None:
+        """Return why a shard is not to be read now; None where it is."""
+        error, since = self._lost.get(shard.name, (None, 0.0))
+        if error is None or time.monotonic() - since < LOST_FOR_S:
+            return error
+        self._lost[shard.name] = (error, time.monotonic())  # one tries, the others do without meanwhile
+        return None
 
     def close(self) -> None:
         """Have reads under way on other threads fail instead of being tried again."""
@@ -142,9 +151,18 @@ class Reader:
 
     def _bounds(self, number: int, row: int, last: int) -> npt.NDArray[np.int64]:
         """Return where rows `[row, last)` of the `number`-th shard begin in its tar, and where the last one ends."""
-        with self._index_lock:
-            ends = self.index.ends(number, max(0, row - 1), last)
+        ends = self.index.ends(number, max(0, row - 1), last)
         return ends if row else np.concatenate([[0], ends])
+
+    def _sizes(self, number: int, row: int, last: int) -> npt.NDArray[np.int64]:
+        """Return how many bytes each of the rows `[row, last)` of a shard takes in a piece: none if not kept."""
+        sizes = np.diff(self._bounds(number, row, last))
+        if self._kept is not None:
+            first = self.index.shards[number].first_sample + row
+            is_kept = np.zeros(last - row, dtype=bool)
+            is_kept[self._kept.between(first, first + last - row) - first] = True
+            sizes = sizes * is_kept
+        return sizes
 
     def _rows(self, number: int, row: int, last: int) -> bytes:
         """Return the bytes of rows `[row, last)` of a shard: from the blocks in the cache where there is one."""
@@ -252,6 +270,12 @@ def _blocks(shard: Shard, row: int, last: int, size: int) -> Iterator[tuple[int,
     offset = shard.first_sample
     for block in range((offset + row) // size, (offset + last - 1) // size + 1):
         yield max(0, block * size - offset), min(shard.samples, (block + 1) * size - offset)
+
+
+def _without_gaps(data: bytes, read: npt.NDArray[np.int64], kept: npt.NDArray[np.int64]) -> bytes:
+    """Return the bytes of the rows that are kept, of rows of `read` bytes of which `kept` are."""
+    ends = np.cumsum(read)
+    return b"".join(data[ends[row] - read[row] : ends[row]] for row in np.flatnonzero(kept).tolist())
 
 
 def _unreadable(where: str, error: BaseException) -> str:

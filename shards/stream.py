@@ -7,20 +7,22 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from infra.errors import RunError, UserError
-from infra.logs import log
 from infra.storage import Folder
 from shards import kept
 from shards import sample as one_sample
 from shards.ahead import ReadAhead, Wanted, read_ahead
 from shards.batches import Batches, Place, Sample, SampleSource, Work
 from shards.cache import CACHE_BYTES, DiskCache
+from shards.holes import HoleLog
 from shards.index import load_or_scan
 from shards.kept import KeepList
 from shards.order import (
+    REMAINDERS,
     WINDOW_BLOCKS,
     Order,
     Remainder,
@@ -30,13 +32,17 @@ from shards.order import (
     substitute,
 )
 from shards.reads import PATIENCE_S, READ_TIMEOUT_S, Piece, Reader, UnreadableShardError
+from shards.state import check_place, checked
 
 Decode = Callable[[Sample], None]
 """Changes a sample in place; one for which it raises BadSampleError is a hole. `__epoch__` and `__key__` are there."""
 READ_AHEAD_BYTES = 128 * 2**20
 READ_THREADS = 8
 __all__ = ["Decode", "Sample", "SampleSource", "ShardStream"]
-_ORDER_STATE = ("samples", "global_batch", "lanes", "block_samples", "window_blocks")
+PLACE_STATE = ("seed", "epoch", "step")
+ORDER_STATE = ("samples", "global_batch", "lanes", "block_samples", "window_blocks")
+OPTIONAL_STATE = ("kept", "remainder")
+"""What a state may lack, older ones since it is younger."""
 
 
 class ShardStream(Batches):
@@ -92,7 +98,8 @@ class ShardStream(Batches):
 
         `lanes`, `block_samples` and `window_blocks` belong to the order (see `shards.order`), as `remainder` does.
         `needs` names the members a sample must have (`image` for any image). `skip_unreadable` makes holes of
-        the samples of a shard that stays unreadable for `patience_s` seconds, instead of ending the run.
+        the samples of a shard that stays unreadable for `patience_s` seconds, instead of ending the run, and tries it
+        again every 10 minutes.
         Beyond the windows in use, `read_ahead_bytes` are read ahead on `read_threads` threads.
 
         A read that fails is tried again for `patience_s` seconds; one from an object store that takes longer
@@ -108,6 +115,11 @@ class ShardStream(Batches):
             rank=rank, world_size=world_size, epochs=epochs, global_batch=global_batch_size,
             decode_threads=decode_threads,
         )  # fmt: skip
+        check_threads(decode_threads, read_threads)
+        if isinstance(needs, str):
+            raise UserError(f"needs: {needs!r}; give a tuple of members, ({needs!r},)")
+        if cache_folder is not None and "://" in os.fspath(cache_folder):
+            raise UserError(f"cache_folder: {os.fspath(cache_folder)}: give a folder on a local disk")
         self.folder = folder if isinstance(folder, Folder) else Folder(folder)
         self.decode, self.needs, self.skip_unreadable = decode, needs, skip_unreadable
         self.read_ahead_bytes, self.read_threads, self.patience_s = read_ahead_bytes, read_threads, patience_s
@@ -115,14 +127,31 @@ class ShardStream(Batches):
         self._opened_s = time.time()  # for the cache: what is used from here on stays
         self.index = load_or_scan(self.folder)
         self.kept = keep if isinstance(keep, KeepList) or keep is None else kept.load(keep, self.folder, self.index)
+        if self.kept is not None and self.kept.samples != self.index.samples:
+            raise UserError(
+                f"{self.folder.url}: the keep list is of a folder of {self.kept.samples} samples, here are "
+                f"{self.index.samples}; give this folder's own"
+            )
         samples = self.index.samples if self.kept is None else len(self.kept)
-        lanes = lanes or default_lanes(global_batch_size)
-        a_sample = self.index.tar_bytes / max(1, self.index.samples)
-        block_samples = block_samples or default_block_samples(samples, global_batch_size, lanes, a_sample)
+        lanes = default_lanes(global_batch_size) if lanes is None else lanes
         self.order = Order(
-            samples, global_batch_size, lanes, block_samples, window_blocks or WINDOW_BLOCKS, seed, remainder
-        )
+            samples, global_batch_size, lanes, 1 if block_samples is None else block_samples,
+            WINDOW_BLOCKS if window_blocks is None else window_blocks, seed, remainder,
+        )  # fmt: skip
+        if block_samples is None:
+            self.take_default_blocks(global_batch_size)
         self._lanes_of(world_size)
+        self._stand_in_readers: dict[int, Reader] = {}
+        self._hole_log = HoleLog()
+
+    def take_default_blocks(self, slots: float) -> None:
+        """Let blocks have as many samples as there is memory for where this stream fills `slots` of a step."""
+        samples, lanes = self.order.samples, self.order.lanes
+        a_sample = self.index.tar_bytes / max(1, self.index.samples)
+        self.order = replace(self.order, block_samples=default_block_samples(samples, slots, lanes, a_sample))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_stand_in_readers": {}}
 
     @property
     def global_batch(self) -> int:
@@ -145,8 +174,10 @@ class ShardStream(Batches):
 
     def order_state(self) -> dict[str, int]:
         """Return what the order is made of, but for its seed."""
-        digest = {} if self.kept is None else {"kept": self.kept.digest}
-        return {name: int(getattr(self.order, name)) for name in _ORDER_STATE} | digest
+        optional = {"remainder": REMAINDERS.index(self.order.remainder)}
+        if self.kept is not None:
+            optional["kept"] = self.kept.digest
+        return {name: int(getattr(self.order, name)) for name in ORDER_STATE} | optional
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from `state`, at whatever world size or worker count it was taken.
@@ -154,23 +185,40 @@ class ShardStream(Batches):
         Seed, lanes, block and window are taken over from it.
 
         Raises:
-            UserError: it belongs to another corpus, keep list or global batch, or its lanes do not fit this world
-            size.
+            UserError: it is no state of a stream; it belongs to another corpus, keep list, remainder or global
+            batch, or its lanes do not fit this world size. The stream stands where it stood then.
         """
-        self.load_order_state(state, state["seed"])
+        state = checked(state, (*PLACE_STATE, *ORDER_STATE), OPTIONAL_STATE)
+        if state["global_batch"] != self.order.global_batch:
+            raise UserError(
+                f"stream state: global batch: {state['global_batch']} there, {self.order.global_batch} now; "
+                "resume on the same"
+            )
+        order = self.order_of(state, state["seed"])
+        check_place(state, order.steps)
+        before, self.order = self.order, order
+        try:
+            self._lanes_of(self.world_size)
+        except UserError:
+            self.order = before
+            raise
         self._stand_at(state["epoch"], state["step"])
 
-    def load_order_state(self, state: dict[str, int], seed: int) -> None:
-        """Take over what an order is made of; raises UserError as `load_state_dict` does."""
-        for name, what in (("samples", "samples in the corpus"), ("global_batch", "global batch")):
-            now = getattr(self.order, name)
-            if state.get(name, now) != now:
-                raise UserError(f"stream state: {what}: {state[name]} there, {now} now; resume on the same")
+    def order_of(self, state: dict[str, int], seed: int) -> Order:
+        """Return the order that a state describes. Raises UserError where it is none of this stream's samples."""
+        if state["samples"] != self.order.samples:
+            raise UserError(
+                f"stream state: samples in the corpus: {state['samples']} there, {self.order.samples} now; "
+                "resume on the same"
+            )
         if state.get("kept") != (self.kept.digest if self.kept is not None else None):
             raise UserError("stream state: it was taken with another keep list, or one of the two has none")
-        order = {name: state.get(name, getattr(self.order, name)) for name in _ORDER_STATE}
-        self.order = Order(**order, seed=seed, remainder=self.order.remainder)
-        self._lanes_of(self.world_size)
+        now = REMAINDERS.index(self.order.remainder)
+        if state.get("remainder", now) != now:
+            raise UserError(
+                f"stream state: it was taken with another remainder than {self.order.remainder!r}; resume with the same"
+            )
+        return Order(**{name: state[name] for name in ORDER_STATE}, seed=seed, remainder=self.order.remainder)
 
     def reader(self) -> Reader:
         """Return a reader of this stream's samples, with connections of its own."""
@@ -181,6 +229,11 @@ class ShardStream(Batches):
             Folder(self.folder.url), self.index, self.patience_s, timeout_s=self.read_timeout_s, cache=cache,
             block_samples=self.order.block_samples, kept=self.kept,
         )  # fmt: skip
+
+    def _stand_in_reader(self) -> Reader:
+        # One for all holes of a process, so that a shard that is lost costs the patience once.
+        held = self._stand_in_readers.get(os.getpid())
+        return held or self._stand_in_readers.setdefault(os.getpid(), self.reader())
 
     def in_folder(self, step: Step) -> Step:
         """Return a step of the order with the samples' numbers in the folder: others where not all are kept."""
@@ -223,7 +276,7 @@ class ShardStream(Batches):
         try:
             return self._sample(piece, number, epoch)
         except one_sample.BadSampleError as error:
-            log.warning("%s: sample %d is a hole: %s", piece.url, number, error)
+            self._hole_log.name(piece.url, number, error)
             return next(self.stand_ins(number, epoch, reader))
 
     def _sample(self, piece: Piece, number: int, epoch: int) -> Sample:
@@ -247,7 +300,7 @@ class ShardStream(Batches):
         Raises:
             RunError: all were tried.
         """
-        reader = reader or self.reader()
+        reader = reader or self._stand_in_reader()
         place = hole if self.kept is None else self.kept.place(hole)
         for other in substitute(place, self.order.samples):
             number = other if self.kept is None else int(self.kept.select(np.array([other]))[0])
@@ -260,4 +313,12 @@ class ShardStream(Batches):
         raise RunError(
             f"{self.folder.url}: sample {hole} is bad and so is every other tried in its place; "
             "check the folder with `pairmill verify`"
+        )
+
+
+def check_threads(decode_threads: int, read_threads: int) -> None:
+    """Make sure that there can be so many threads. Raises UserError."""
+    if decode_threads < 0 or read_threads < 1:
+        raise UserError(
+            f"decode_threads {decode_threads}, read_threads {read_threads}: give 0 or more to decode, 1 or more to read"
         )

@@ -277,3 +277,18 @@ def test_the_second_epoch_needs_no_store(tmp_path: Path, s3_gateway: Any, shards
         assert list(loaded) == as_one
     finally:
         s3_gateway.start()
+
+
+def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, KIB**3)
+    cache.put("1", block("1"))
+    (path,) = files(tmp_path)
+    kept = path.rename(tmp_path / "elsewhere")
+    os.mkfifo(path)
+    assert cache.get("1", 100_000) is None
+    path.unlink()
+    path.symlink_to(kept)
+    assert cache.get("1", 100_000) is None
+    cache.put("1", block("1"))
+    assert cache.get("1", 100_000) == block("1")
+    assert not path.is_symlink()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
+import sys
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from infra.storage import Folder
 from shards import index
 from shards.layout import INDEX, STATS_SUFFIX
 from shards.stream import ShardStream
+from shards.verify import verify
 
 Corpus = Callable[..., Folder]
 
@@ -47,19 +51,25 @@ def test_saved_and_loaded(own_shards: Folder) -> None:
         assert index.file_digest(own_shards, shard.tar) == shard.tar_sha256
 
 
-def test_row_groups_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "ENDS_HELD", 100)
+def many(folder: Folder) -> Folder:
+    """An index of 200 shards with 0 to 4 samples each."""
     entries, ends, first = [], [], 0
     for number in range(200):
         count = number % 5
         entries.append(index.Shard(f"{number:05d}", count, first, 512 * count + 1024))
         ends.append(np.arange(1, count + 1, dtype=np.int64) * 512)
         first += count
-    index.save(Folder(tmp_path), index.Index(entries, ends))
+    index.save(folder, index.Index(entries, ends))
+    return folder
+
+
+def test_row_groups_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "ENDS_HELD", 100)
+    many(Folder(tmp_path))
     assert pq.ParquetFile(tmp_path / INDEX).num_row_groups == 4
     loaded = index.load(Folder(tmp_path))
     for number in np.random.default_rng(0).permutation(200).tolist():
-        assert np.array_equal(loaded.ends(number), ends[number])
+        assert loaded.ends(number).tolist() == [512 * (row + 1) for row in range(number % 5)]
         assert loaded._held() <= 2 * 128
     assert [next(loaded.pieces(0, 4))[0], loaded.shard_of(loaded.samples - 1)] == [1, 199]
     assert sum(stop - start for _, start, stop in loaded.pieces(3, 333)) == 330
@@ -187,3 +197,35 @@ def test_random_access(shards_of: Corpus) -> None:
         samples[65]
     with pytest.raises(KeyError, match="000019999"):
         samples["000019999"]
+
+
+def test_threads_share_row_groups_that_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "ENDS_HELD", 1)
+    loaded = index.load(many(Folder(tmp_path)))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda number: len(loaded.ends(number)), [*range(0, 200, 7)] * 50))
+    finally:
+        sys.setswitchinterval(before)
+    assert found == [number % 5 for number in range(0, 200, 7)] * 50
+    assert same(copy.deepcopy(loaded), loaded)
+
+
+@pytest.mark.parametrize("group", [1, 7, 100, 1000])
+def test_any_row_groups_are_read(tmp_path: Path, group: int) -> None:
+    folder = many(Folder(tmp_path))
+    before = index.load(folder)
+    pq.write_table(pq.read_table(tmp_path / INDEX), tmp_path / INDEX, row_group_size=group)
+    assert same(index.load(folder), before)
+
+
+def test_a_plainly_rewritten_index_is_verified_and_one_without_addresses_refused(own_shards: Folder) -> None:
+    path = Path(own_shards.path(INDEX))
+    table = pq.read_table(path)
+    pq.write_table(table, path, row_group_size=1)
+    assert verify(own_shards).ok
+    pq.write_table(table.drop_columns(["ends"]), path)
+    with pytest.raises(UserError, match=r"not an index .*no column ends"):
+        index.load(own_shards)

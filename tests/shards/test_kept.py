@@ -19,6 +19,7 @@ from infra.errors import UserError
 from infra.storage import Folder
 from shards import index, kept
 from shards.kept import KeepList
+from shards.layout import STATS_SUFFIX
 from shards.reads import Reader
 from shards.stream import ShardStream
 
@@ -75,7 +76,7 @@ def test_a_sparse_list_does_not_read_what_lies_between(shards_of: Callable[..., 
 def test_a_hole_is_filled_from_what_is_kept(own_shards: Folder, tmp_path: Path) -> None:
     keys = list(seen(own_shards).values())
     keep = [key for key in keys if key[:5] != "00000" or key[-1] in "0123"]
-    (tmp_path / "keep").write_text(" ".join(keep))
+    (tmp_path / "keep").write_text("\n".join(keep))
     good = seen(own_shards, keep=tmp_path / "keep")
     Path(own_shards.path("00001.tar")).unlink()
     found = seen(own_shards, 2, keep=tmp_path / "keep", skip_unreadable=True)
@@ -106,8 +107,9 @@ def test_a_state_belongs_to_its_list(shards_of: Callable[..., Folder]) -> None:
 
 
 def test_a_list_that_is_none_is_the_users_mistake(own_shards: Folder, tmp_path: Path) -> None:
-    (tmp_path / "unknown").write_text("000000000 000009999 nothing 1 2 3")
+    (tmp_path / "unknown").write_text("000000000\n000009999\nnothing\n1\n2\n3\n")
     (tmp_path / "empty").write_text("\n")
+    (tmp_path / "folder").mkdir()
     out = io.BytesIO()
     pq.write_table(pa.table({"name": ["a"]}), out)
     (tmp_path / "other.parquet").write_bytes(out.getvalue())
@@ -116,8 +118,55 @@ def test_a_list_that_is_none_is_the_users_mistake(own_shards: Folder, tmp_path: 
         ("empty", "holds nothing"),
         ("other.parquet", "give a column 'key'"),
         ("missing", "no such keep list"),
+        ("folder", "folder: a folder, no keep list"),
     ):
         with pytest.raises(UserError, match=words):
             ShardStream(own_shards, global_batch_size=2, keep=tmp_path / name)
     with pytest.raises(UserError, match="sample 9 of 9"):
         KeepList([9], 9)
+
+
+def test_a_list_of_another_folder_is_the_users_mistake(shards_of: Callable[..., Folder]) -> None:
+    for samples in (70, 731):
+        with pytest.raises(UserError, match=f"of a folder of {samples} samples, here are 135"):
+            ShardStream(shards_of(70, 65), global_batch_size=4, keep=KeepList(range(9), samples))
+
+
+def test_all_that_have_a_key_are_kept_and_keys_may_hold_blanks(tmp_path: Path) -> None:
+    for tar in "abc":
+        with wds.TarWriter(str(tmp_path / f"{tar}.tar")) as out:
+            for key in ("000000", "000001", "two words", "000003"):
+                out.write({"__key__": key, "jpg": b"i", "txt": b"t"})
+    (tmp_path / "keep.txt").write_bytes(b"000001\r\ntwo words\n")
+    stream = ShardStream(str(tmp_path), global_batch_size=1, keep=tmp_path / "keep.txt")
+    assert sorted(sample["__index__"] for sample in stream.samples()) == [1, 2, 5, 6, 9, 10]
+
+
+def test_repacked_keys_are_addresses(own_shards: Folder, tmp_path: Path) -> None:
+    numbers = [0, 3, 17, 18, 53]
+    entries = index.load(own_shards)
+    at = [(entries.shards[entries.shard_of(number)], number) for number in numbers]
+    for shard in entries.shards:
+        stats = own_shards.read_json(shard.name + STATS_SUFFIX)
+        own_shards.write_json(shard.name + STATS_SUFFIX, stats | {"layout": "0"})
+    keys = [f"{shard.name}{number - shard.first_sample:04d}" for shard, number in at]
+    (tmp_path / "keep").write_text("\n".join(reversed(keys)))
+    assert kept.load(tmp_path / "keep", own_shards, entries).between(0, 54).tolist() == numbers
+    (tmp_path / "keep").write_text("\n".join(["000000017", "0000000", keys[1], "000020011", "x", "000030000"]))
+    with pytest.raises(UserError, match="'0000000', 'x', '000000017' and 1 more"):
+        kept.load(tmp_path / "keep", own_shards, entries)
+
+
+def test_what_is_not_kept_is_not_held(shards_of: Callable[..., Folder]) -> None:
+    folder = shards_of(210, 7, 333, 1, 180)
+    entries = index.load(folder)
+    keep = KeepList(range(0, 731, 8), 731)
+    pieces = Reader(folder, entries, kept=keep).read(0, 731)
+    alone = {number: Reader(folder, entries).read(number, number + 1)[0].data for number in range(0, 731, 8)}
+    found = {
+        number: piece.sample(number)
+        for piece in pieces
+        for number in keep.between(piece.first, piece.first + len(piece.ends)).tolist()
+    }
+    assert found == alone
+    assert sum(len(piece.data) for piece in pieces) == sum(map(len, alone.values()))

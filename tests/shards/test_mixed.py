@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 
 from infra.errors import UserError
 from infra.storage import Folder
+from shards import order
+from shards.kept import KeepList
 from shards.loader import Loader
-from shards.mixed import MixedStream
+from shards.mixed import MixedStream, Source
+from shards.stream import ShardStream
 
 BATCH = 24
 Corpus = Callable[..., Folder]
@@ -105,7 +109,7 @@ def test_a_hole_is_filled_from_its_own_folder(
 def test_what_does_not_work_out_is_the_users_mistake(sources: list[tuple[Folder, float]], shards_of: Corpus) -> None:
     with pytest.raises(UserError, match="a weight above 0"):
         MixedStream([(sources[0][0], 0.0)], global_batch_size=BATCH)
-    with pytest.raises(UserError, match="less than a global batch of 24"):
+    with pytest.raises(UserError, match=r"fewer samples than the mix has lanes \(24\)"):
         MixedStream([sources[0], (shards_of(20), 1.0)], global_batch_size=BATCH)
     with pytest.raises(UserError, match="cannot be shared by 5 ranks"):
         MixedStream(sources, global_batch_size=BATCH, world_size=5)
@@ -114,3 +118,73 @@ def test_what_does_not_work_out_is_the_users_mistake(sources: list[tuple[Folder,
         MixedStream([(folder, 1.0) for folder, _ in sources], global_batch_size=BATCH).load_state_dict(state)
     with pytest.raises(UserError, match="samples in the corpus: 731 there, 135 now"):
         MixedStream([(sources[1][0], 3.0), sources[1]], global_batch_size=BATCH).load_state_dict(state)
+
+
+def test_a_states_lanes_are_taken_over_and_a_state_that_is_none_changes_nothing(
+    sources: list[tuple[Folder, float]],
+) -> None:
+    there = MixedStream(sources, global_batch_size=BATCH, seed=3, lanes=12)
+    state = there.state_dict()
+    seen: Seen = {}
+    found: Seen = {}
+    see(there, seen)
+    stream = MixedStream(sources, global_batch_size=BATCH)
+    before = stream.state_dict()
+    for wrong, words in (
+        (state | {"step": 37}, "step 37 of epoch 0, .* have 36 steps"),
+        (state | {"epoch": None}, "epoch: None is no whole number"),
+        (state | {"1.samples": 134}, "samples in the corpus: 134 there, 135 now"),
+        (state | {"1.lanes": 6}, "lanes and batches differ"),
+        (state | {"0.lanes": 7, "0.global_batch": 7, "1.lanes": 7, "1.global_batch": 7}, "7 lanes do not divide"),
+        ({name: value for name, value in state.items() if name != "1.lanes"}, r"it has no '1\.lanes'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            stream.load_state_dict(wrong)
+        assert stream.state_dict() == before
+    stream.load_state_dict(state)
+    see(stream, found)
+    assert found == seen
+
+
+def test_each_folder_has_its_own_keep_list(sources: list[tuple[Folder, float]]) -> None:
+    keep = KeepList(range(0, 135, 2), 135)
+    stream = MixedStream([sources[0], Source(*sources[1], keep=keep)], global_batch_size=BATCH)
+    taken = [(sample["__corpus__"], sample["__index__"]) for sample in stream.samples()]
+    assert {number % 2 for corpus, number in taken if corpus == 1} == {0}
+    assert {number % 2 for corpus, number in taken if corpus == 0} == {0, 1}
+    with pytest.raises(UserError, match="keep: each folder of a mix has its own"):
+        MixedStream(sources, global_batch_size=BATCH, keep=keep)
+
+
+def test_lanes_and_batches_that_do_not_work_out(sources: list[tuple[Folder, float]]) -> None:
+    for options, words in (
+        ({"global_batch_size": 10, "lanes": 4}, "4 do not divide the global batch of 10"),
+        ({"global_batch_size": 10, "lanes": 0}, "0 do not divide the global batch of 10"),
+        ({"global_batch_size": 1000, "lanes": 1}, "866 samples together, less than a global batch of 1000"),
+        ({"global_batch_size": 10, "remainder": "keep"}, "remainder: a mix goes on"),
+        ({"global_batch_size": 10, "decode_threads": -1}, "decode_threads -1"),
+    ):
+        with pytest.raises(UserError, match=words):
+            MixedStream(sources, **options)
+
+
+def test_what_an_epoch_leaves_out_is_said(
+    sources: list[tuple[Folder, float]], caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("pairmill").propagate = True
+    with caplog.at_level(logging.WARNING, logger="pairmill"):
+        MixedStream(sources, global_batch_size=72, lanes=3)
+        assert not caplog.records
+        MixedStream(sources, global_batch_size=72)
+    assert sum("leaves out 63 of 135 samples" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_windows_share_the_memory_by_weight(
+    sources: list[tuple[Folder, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order, "RESIDENT_BYTES_PER_SLOT", 300_000)
+    mixed = MixedStream([(sources[0][0], weight) for weight in (3.0, 1.0)], global_batch_size=4, lanes=2)
+    large, small = (stream.order.block_samples for stream in mixed.streams)
+    assert large // small == 3
+    alone = ShardStream(sources[0][0], global_batch_size=4, lanes=2).order.block_samples
+    assert large + small <= alone

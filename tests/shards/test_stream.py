@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from infra.errors import UserError
 from infra.storage import Folder
 from shards.loader import Loader
+from shards.mixed import MixedStream
 from shards.stream import ShardStream
 
 WORLDS = (1, 2, 3, 4, 6, 8)
@@ -139,6 +140,34 @@ def test_state_is_a_few_whole_numbers_of_one_corpus(corpus: Folder, shards_of: C
     assert [s["__index__"] for s in next(iter(other))] == [s["__index__"] for s in next(iter(stream))]
 
 
+def test_a_state_that_is_none_changes_nothing(corpus: Folder) -> None:
+    stream = ShardStream(corpus, global_batch_size=64, seed=5)
+    good = stream.state_dict()
+    steps = stream.steps_per_epoch
+    for wrong, words in (
+        ({}, "it has no 'seed'"),
+        ({name: value for name, value in good.items() if name != "lanes"}, "it has no 'lanes'"),
+        (good | {"step": "3"}, "step: '3' is no whole number"),
+        (good | {"step": 10**6}, f"step 1000000 of epoch 0, .* have {steps} steps"),
+        (good | {"step": -3}, "step -3 of epoch 0"),
+        (good | {"epoch": -1}, "step 0 of epoch -1"),
+        (good | {"lanes": 7}, "7 do not divide"),
+        (ShardStream(corpus, global_batch_size=64, remainder="keep").state_dict(), "another remainder than 'drop'"),
+        (MixedStream([(corpus, 1.0)], global_batch_size=64).state_dict(), "it has no 'samples'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            stream.load_state_dict(wrong)
+        assert stream.state_dict() == good
+    narrow = ShardStream(corpus, global_batch_size=64, world_size=8)
+    before = narrow.state_dict()
+    with pytest.raises(UserError, match="64 in 4 lanes cannot be shared by 8"):
+        narrow.load_state_dict(good | {"lanes": 4})
+    assert narrow.state_dict() == before
+    older = {name: value for name, value in good.items() if name != "remainder"}
+    stream.load_state_dict(older | {"step": steps})
+    assert (stream.state_dict()["epoch"], stream.state_dict()["step"]) == (1, 0)
+
+
 def test_world_that_does_not_divide_is_the_users_mistake(corpus: Folder) -> None:
     with pytest.raises(UserError, match="cannot be shared by 5 ranks"):
         ShardStream(corpus, global_batch_size=64, world_size=5)
@@ -223,3 +252,19 @@ def test_a_plain_loader_goes_on_with_the_next_epoch(corpus: Folder, workers: int
         assert {sample["__epoch__"] for sample in samples} == {epoch}
         seen += [(sample["__epoch__"], sample["__step__"], sample["__slot__"]) for sample in samples]
     assert len(seen) == len(set(seen)) == 3 * len(stream) * 64
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"needs": "txt"}, r"needs: 'txt'; give a tuple of members, \('txt',\)"),
+        ({"read_threads": 0}, "read_threads 0: give 0 or more to decode, 1 or more to read"),
+        ({"decode_threads": -1}, "decode_threads -1, read_threads 8"),
+        ({"lanes": 0}, "lanes: 0; give 1 or more"),
+        ({"block_samples": 0}, "block_samples: 0; give 1 or more"),
+        ({"cache_folder": "s3://bucket/cache"}, "cache_folder: s3://bucket/cache: give a folder on a local disk"),
+    ],
+)
+def test_options_that_cannot_be_are_the_users_mistake(corpus: Folder, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ShardStream(corpus, global_batch_size=64, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 from pathlib import Path
@@ -12,8 +13,9 @@ import webdataset as wds
 
 from infra.errors import RunError
 from infra.storage import Folder
-from shards import index
+from shards import index, reads
 from shards.access import Samples
+from shards.reads import Reader
 from shards.stream import ShardStream
 
 BATCH = 6
@@ -116,3 +118,40 @@ def test_nothing_but_bad_samples_is_an_error(tmp_path: Path) -> None:
             out.write({"__key__": f"{row:03d}", "cls": b"7"})
     with pytest.raises(RunError, match="every other tried in its place"):
         slots(Folder(tmp_path))
+
+
+def test_a_lost_shard_is_given_up_once_for_all_stand_ins(own_shards: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    stream = ShardStream(own_shards, global_batch_size=BATCH, patience_s=0.5, skip_unreadable=True)
+    Path(own_shards.path("00001.tar")).unlink()
+    logging.getLogger("pairmill").propagate = True
+    with caplog.at_level(logging.WARNING, logger="pairmill"):
+        for hole in (15, 16, 20):
+            assert next(stream.stand_ins(hole, 0))["__hole__"] == hole
+    assert sum("cannot be read" in record.getMessage() for record in caplog.records) == 1
+    assert next(copy.deepcopy(stream).stand_ins(20, 0))["__hole__"] == 20
+
+
+def test_a_shard_that_comes_back_is_read_again(own_shards: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader(own_shards, index.load(own_shards), 0.2)
+    path = Path(own_shards.path("00001.tar"))
+    good = reader.read(17, 20)[0].data
+    content = path.read_bytes()
+    path.write_bytes(b"")
+    assert reader.read(17, 20)[0].fault is not None
+    path.write_bytes(content)
+    assert reader.read(17, 20)[0].fault is not None
+    monkeypatch.setattr(reads, "LOST_FOR_S", 0.0)
+    assert reader.read(17, 20)[0].data == good
+    monkeypatch.undo()
+    assert reader.read(17, 20)[0].data == good
+
+
+def test_the_log_names_a_shards_first_holes(own_shards: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    Path(own_shards.path("00001.tar")).unlink()
+    logging.getLogger("pairmill").propagate = True
+    with caplog.at_level(logging.WARNING, logger="pairmill"):
+        _, holes, _ = slots(own_shards, skip_unreadable=True)
+    assert holes > 20
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("is a hole" in line for line in said) == 5
+    assert sum("more holes" in line for line in said) == 1
