@@ -147,8 +147,9 @@ def decoding_alone(folder: str, epochs: int, crop: RandomCrop) -> Iterator[int]:
     """Yield 1 for each picture that is decoded and cropped, from memory, here; others do the same beside it."""
     all_samples = Samples(folder)
     samples = [all_samples[number] | {"__epoch__": 0} for number in range(min(len(all_samples), 2 * DISTINCT))]
+    parent = os.getpid()
     beside = any(os.fork() == 0 for _ in range(WORKERS - 1))
-    while beside and os.getppid() != 1:
+    while beside and os.getppid() == parent:
         for sample in samples[:50]:
             crop(dict(sample))
     if beside:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -62,31 +63,31 @@ class Batches(IterableDataset[list[Sample]]):
         self._passes = _LoaderPasses()
 
     @property
+    @abstractmethod
     def global_batch(self) -> int:
         """Samples of a step over all ranks."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def lanes(self) -> int:
         """Lanes that ranks and loader workers share."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def steps_per_epoch(self) -> int:
         """Batches of an epoch, the same on every rank."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state_dict(self) -> dict[str, int]:
         """Return where the stream stands, and what its order is made of: a few whole numbers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from a state, at whatever world size or worker count it was taken."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _read(self, lanes: range) -> Iterator[tuple[Place, list[Work]]]:
         """Yield this reader's part of each batch from where the stream stands, read and not yet parsed."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         """Batches of all `epochs` epochs on this rank, from the first."""
