@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ Place = tuple[int, int]
 
 PART_SAMPLES = 16
 """What a decoding thread takes at a time."""
+GIVES_BACK_EVERY_S = 10.0
+"""How often free memory is given back to the system, at the end of an epoch: pages that return cost as new ones do."""
 BATCHES_AHEAD = 2
 """Batches that are decoded ahead of the one that is waited for."""
 
@@ -61,6 +64,7 @@ class Batches(IterableDataset[list[Sample]]):
         self._epoch = self._step = 0
         self._ended = False
         self._passes = _LoaderPasses()
+        self._gives_back_at = 0.0
 
     @property
     @abstractmethod
@@ -168,8 +172,9 @@ class Batches(IterableDataset[list[Sample]]):
         batch = parts[0]() if len(parts) == 1 else [sample for part in parts for sample in part()]
         self.holes += sum("__hole__" in sample for sample in batch)
         self.advance(place)
-        if self._step == 0:
+        if self._step == 0 and time.monotonic() >= self._gives_back_at:
             give_back()
+            self._gives_back_at = time.monotonic() + GIVES_BACK_EVERY_S
         return batch
 
     def _lanes_of(self, parts: int) -> int:

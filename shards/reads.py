@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import mmap
 import random
 import threading
 import time
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from infra.errors import RunError
 from infra.logs import log
 from infra.storage import Folder
+from shards.buffers import POOLED_FROM_BYTES, BufferPool
 from shards.cache import DiskCache
 from shards.index import Index, Shard
 from shards.kept import KeepList
@@ -50,14 +52,15 @@ class UnreadableShardError(RunError):
 class Piece:
     """The bytes of samples `[first, first + len(ends))` (numbers in the corpus), all of one shard.
 
-    Sample `i` of them is `data[ends[i - 1] or 0 : ends[i]]`, empty where it is not kept.
+    Sample `i` of them is `data[ends[i - 1] or 0 : ends[i]]`, empty where it is not kept. The memory of `data` is used
+    again once the piece is gone; slices of it are bytes of their own.
     """
 
     shard: Shard
     url: str
     first: int
     ends: list[int]
-    data: bytes
+    data: bytes | mmap.mmap
     fault: UnreadableShardError | None = None
 
     def place(self, number: int) -> tuple[int, int]:
@@ -98,6 +101,7 @@ class Reader:
         self._closed = threading.Event()
         self._lost: dict[str, tuple[UnreadableShardError, float]] = {}
         self._measured: set[str] = set()
+        self._buffers = BufferPool()
 
     def size(self, first: int, stop: int) -> int:
         """Return how many bytes the samples `[first, stop)` take in memory."""
@@ -111,7 +115,8 @@ class Reader:
         pieces = []
         for number, row, last in self._pieces(first, stop):
             shard = self.index.shards[number]
-            fault, data = self._given_up(shard), b""
+            data: bytes | mmap.mmap = b""
+            fault = self._given_up(shard)
             if fault is None:
                 try:
                     data = self._rows(number, row, last)
@@ -123,9 +128,13 @@ class Reader:
                     if fault is error and not self._closed.is_set():
                         log.warning("%s", error)
             sizes, url = self._sizes(number, row, last), self.folder.path(shard.tar)
-            if fault is None and sizes.sum() < len(data):
+            buffer = data if isinstance(data, mmap.mmap) else None
+            if fault is None and self._kept is not None:
                 data = _without_gaps(data, np.diff(self._bounds(number, row, last)), sizes)
-            pieces.append(Piece(shard, url, shard.first_sample + row, np.cumsum(sizes).tolist(), data, fault))
+            piece = Piece(shard, url, shard.first_sample + row, np.cumsum(sizes).tolist(), data, fault)
+            if buffer is not None:
+                self._buffers.lend(buffer, piece)
+            pieces.append(piece)
         return pieces
 
     def _given_up(self, shard: Shard) -> UnreadableShardError | None:
@@ -164,8 +173,11 @@ class Reader:
             sizes = sizes * is_kept
         return sizes
 
-    def _rows(self, number: int, row: int, last: int) -> bytes:
-        """Return the bytes of rows `[row, last)` of a shard: from the blocks in the cache where there is one."""
+    def _rows(self, number: int, row: int, last: int) -> bytes | mmap.mmap:
+        """Return the bytes of rows `[row, last)` of a shard: from the blocks in the cache where there is one.
+
+        In a buffer of the pool more may follow them.
+        """
         shard, cache = self.index.shards[number], self.cache
         if cache is not None and shard.tar_sha256 is None:
             self._warn_of_no_digest(shard)
@@ -180,7 +192,7 @@ class Reader:
             key = f"{shard.tar_sha256} {shard.tar_bytes} {start} {end}"
             data = cache.get(key, end - start)
             if data is None:
-                data = self._bytes(shard, start, end)
+                data = bytes(self._bytes(shard, start, end, pooled=False))
                 cache.put(key, data)
             parts.append(data[int(bounds[max(low, row) - low]) - start : int(bounds[min(high, last) - low]) - start])
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -195,8 +207,8 @@ class Reader:
                 self.folder.url,
             )
 
-    def _bytes(self, shard: Shard, start: int, end: int) -> bytes:
-        """Read a range, trying again while that can help.
+    def _bytes(self, shard: Shard, start: int, end: int, *, pooled: bool = True) -> bytes | mmap.mmap:
+        """Read a range, trying again while that can help; a long one from a local disk to a buffer, if `pooled`.
 
         Raises:
             UnreadableShardError: the file is gone, forbidden or of another size than the index says, or it
@@ -211,11 +223,11 @@ class Reader:
                     # Before the first read: a shard is as indexed or lost as a whole, whoever reads which part first.
                     self._check_size(shard)
                     self._measured.add(shard.name)
-                data = self.folder.read_range(shard.tar, start, end, limit_s)
-                if len(data) == end - start:
+                data, came = self._range(shard, start, end, limit_s, pooled)
+                if came == end - start:
                     return data
                 self._check_size(shard)
-                problem: Exception = EOFError(f"{len(data)} bytes came where {end - start} were asked for")
+                problem: Exception = EOFError(f"{came} bytes came where {end - start} were asked for")
             except _LOST as error:
                 raise UnreadableShardError(_unreadable(where, error)) from error
             except UnreadableShardError:
@@ -236,6 +248,15 @@ class Reader:
                 log.warning("%s: a read failed (%s); trying again", where, _words(problem))
             limit_s = min(limit_s, max(LEAST_S, deadline - time.monotonic()))
             pause = min(pause * 2, LONGEST_PAUSE_S)
+
+    def _range(self, shard: Shard, start: int, end: int, limit_s: float, pooled: bool) -> tuple[bytes | mmap.mmap, int]:
+        """Read a range once; return it and how many bytes came."""
+        size = end - start
+        if not (pooled and self.folder.is_local and size >= POOLED_FROM_BYTES):
+            data = self.folder.read_range(shard.tar, start, end, limit_s)
+            return data, len(data)
+        buffer = self._buffers.borrow(size)
+        return buffer, self.folder.read_into(shard.tar, start, memoryview(buffer)[:size])
 
     def _check_size(self, shard: Shard) -> None:
         found = self.folder.size(shard.tar, self.timeout_s)
@@ -272,7 +293,7 @@ def _blocks(shard: Shard, row: int, last: int, size: int) -> Iterator[tuple[int,
         yield max(0, block * size - offset), min(shard.samples, (block + 1) * size - offset)
 
 
-def _without_gaps(data: bytes, read: npt.NDArray[np.int64], kept: npt.NDArray[np.int64]) -> bytes:
+def _without_gaps(data: bytes | mmap.mmap, read: npt.NDArray[np.int64], kept: npt.NDArray[np.int64]) -> bytes:
     """Return the bytes of the rows that are kept, of rows of `read` bytes of which `kept` are."""
     ends = np.cumsum(read)
     return b"".join(data[ends[row] - read[row] : ends[row]] for row in np.flatnonzero(kept).tolist())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import mmap
 import re
 import struct
 import zlib
@@ -46,7 +47,7 @@ def split_name(name: str) -> tuple[str, str] | None:
     return match[1], match[2].lower()
 
 
-def parse(data: bytes, needs: tuple[str, ...], start: int = 0, stop: int | None = None) -> dict[str, Any]:
+def parse(data: bytes | mmap.mmap, needs: tuple[str, ...], start: int = 0, stop: int | None = None) -> dict[str, Any]:
     """Return the sample whose whole members `data[start:stop]` is: `__key__`, and the bytes of each member by
     extension.
 
@@ -63,7 +64,7 @@ def parse(data: bytes, needs: tuple[str, ...], start: int = 0, stop: int | None 
     return sample
 
 
-def _plain_sample(data: bytes, at: int, stop: int) -> dict[str, Any] | None:
+def _plain_sample(data: bytes | mmap.mmap, at: int, stop: int) -> dict[str, Any] | None:
     """Parse a sample as `ShardWriter` writes them; None for any other, which need not be a bad one."""
     sample: dict[str, Any] = {}
     lead = b""

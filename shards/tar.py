@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 import struct
 import tarfile
@@ -70,7 +71,7 @@ class Member(NamedTuple):
         return self.start + padded(self.size)
 
 
-def plain(data: bytes, at: int) -> tuple[bytes, int] | None:
+def plain(data: bytes | mmap.mmap, at: int) -> tuple[bytes, int] | None:
     """Return name (padded with NUL) and content size from the header at byte `at`, if `header` would write it so.
 
     None for every other header, the damaged ones too: `members` knows them, and says what is wrong. It is there since
