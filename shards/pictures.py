@@ -68,9 +68,9 @@ class RandomCrop:
             raise BadSampleError(f"{sample['__key__']} has no image")
         draws = drawn(self.seed, sample["__epoch__"], sample["__key__"])
         body = sample[name]
-        pixels = _turbo(body) if self.decoder == "turbo" else None
+        pixels = decoded_jpeg(body) if self.decoder == "turbo" else None
         if pixels is not None:
-            crop = _resized(pixels, self.box(pixels.shape[1], pixels.shape[0], draws), self.side)
+            crop = resized(pixels, self.box(pixels.shape[1], pixels.shape[0], draws), self.side)
         else:
             crop = self._by_pillow(body, f"{sample['__key__']}.{name}", draws)
         sample[name] = crop[:, ::-1] if draws[4] < self.flip else crop
@@ -128,8 +128,8 @@ def collated(samples: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _turbo(body: bytes) -> Pixels | None:
-    """Decode a sound colour or grey JPEG; None for all else, and for what is damaged, which Pillow judges."""
+def decoded_jpeg(body: bytes) -> Pixels | None:
+    """Decode a sound colour or grey JPEG to RGB `[H, W, 3]`; None for all else, what is damaged too."""
     if body[:2] != b"\xff\xd8":
         return None
     try:
@@ -141,7 +141,8 @@ def _turbo(body: bytes) -> Pixels | None:
         return None
 
 
-def _resized(pixels: Pixels, box: Box, side: int) -> Pixels:
+def resized(pixels: Pixels, box: Box, side: int) -> Pixels:
+    """Return the part `box` of a picture `[H, W, 3]` as `[side, side, 3]`."""
     left, top, right, bottom = box
     part = pixels[top:bottom, left:right]
     is_much = min(right - left, bottom - top) >= AREA_FROM * side

@@ -35,7 +35,8 @@ from shards.reads import PATIENCE_S, READ_TIMEOUT_S, Piece, Reader, UnreadableSh
 from shards.state import check_place, checked
 
 Decode = Callable[[Sample], None]
-"""Changes a sample in place; one for which it raises BadSampleError is a hole. `__epoch__` and `__key__` are there."""
+"""Changes a sample in place; one for which it raises BadSampleError is a hole. `__key__`, `__index__` and its place
+(`__epoch__`, `__step__`, `__slot__`) are there."""
 READ_AHEAD_BYTES = 128 * 2**20
 READ_THREADS = 8
 __all__ = ["Decode", "Sample", "SampleSource", "ShardStream"]
@@ -265,37 +266,38 @@ class ShardStream(Batches):
             samples = []
             for place in range(first, stop):
                 epoch = step.epoch if epochs is None else epochs[place]
-                sample = self._sample_or_another(pieces[place], numbers[place], epoch, reader)
-                sample["__step__"], sample["__slot__"] = step.step, slots[place]
-                samples.append(sample)
+                where = {"__epoch__": epoch, "__step__": step.step, "__slot__": slots[place]}
+                samples.append(self._sample_or_another(pieces[place], numbers[place], where, reader))
             return samples
 
         return Work(take, len(slots))
 
-    def _sample_or_another(self, piece: Piece, number: int, epoch: int, reader: Reader) -> Sample:
+    def _sample_or_another(self, piece: Piece, number: int, where: dict[str, int], reader: Reader) -> Sample:
         try:
-            return self._sample(piece, number, epoch)
+            return self._sample(piece, number, where)
         except one_sample.BadSampleError as error:
             self._hole_log.name(piece.url, number, error)
-            return next(self.stand_ins(number, epoch, reader))
+            return next(self.stand_ins(number, where, reader))
 
-    def _sample(self, piece: Piece, number: int, epoch: int) -> Sample:
+    def _sample(self, piece: Piece, number: int, where: dict[str, int]) -> Sample:
         if piece.fault is not None:
             if not self.skip_unreadable:
                 raise UnreadableShardError(str(piece.fault))
             raise one_sample.BadSampleError("its shard cannot be read")
         sample = one_sample.parse(piece.data, self.needs, *piece.place(number))
-        sample["__url__"], sample["__index__"], sample["__epoch__"] = piece.url, number, epoch
+        sample["__url__"], sample["__index__"] = piece.url, number
+        sample |= where
         if callable(self.decode):
             self.decode(sample)
         elif self.decode:
             one_sample.decode(sample)
         return sample
 
-    def stand_ins(self, hole: int, epoch: int, reader: Reader | None = None) -> Iterator[Sample]:
+    def stand_ins(self, hole: int, where: dict[str, int], reader: Reader | None = None) -> Iterator[Sample]:
         """Yield what may stand in for the bad sample `hole`, in the order to try: the same wherever and whenever.
 
-        Each has `__hole__`, and `__epoch__` as given. For a reader that finds a sample bad only when it decodes it.
+        Each has `__hole__`, and `__epoch__`, `__step__` and `__slot__` as in `where`. For a reader that finds a sample
+        bad only when it decodes it.
 
         Raises:
             RunError: all were tried.
@@ -306,7 +308,7 @@ class ShardStream(Batches):
             number = other if self.kept is None else int(self.kept.select(np.array([other]))[0])
             (piece,) = reader.read(number, number + 1)
             try:
-                sample = self._sample(piece, number, epoch)
+                sample = self._sample(piece, number, where)
             except one_sample.BadSampleError:
                 continue
             yield sample | {"__hole__": hole}

@@ -36,7 +36,13 @@ class DataConfig(Config):
         "", "local folder that keeps what was read of `folder`, for all ranks of a node; empty: none"
     )
     stream_cache_bytes: int = knob(CACHE_BYTES, "bound of that folder, bytes", ge=0)
-    threads: int = knob(2, "threads that decode and crop, on each rank", ge=1)
+    decoder: Literal["pillow", "turbo"] = Field(
+        default="pillow",
+        description="what decodes and resizes: Pillow (bicubic), or libjpeg-turbo and OpenCV where a picture is a "
+        "plain JPEG, in a third of the time",
+    )
+    workers: int = knob(0, "loader processes of each rank; 0: `threads` in the rank's own process", ge=0)
+    threads: int = knob(2, "threads that decode and crop, on each rank without loader processes", ge=1)
     prefetch: int = knob(3, "batches prepared ahead, on each rank", ge=1)
 
 

@@ -5,35 +5,31 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 import webdataset as wds
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from infra.errors import UserError
-from infra.logs import log
 from infra.storage import Folder
 from shards.index import load_or_scan
+from shards.loader import Loader
 from shards.reads import Reader
 from shards.sample import BadSampleError, parse
-from shards.stream import Sample, ShardStream
-from train.augment import AugmentConfig, crop_box, draws
+from shards.stream import ShardStream
+from train.augment import AugmentConfig
 from train.config import DataConfig
-from train.pictures import DecodedCache
+from train.prepare import Preparation, together
 from train.tokenizer import Tokenizer, pad
 
 ENDLESS_EPOCHS = 1_000_000
 """Epochs asked of the stream: the loop decides when a run is over, by samples."""
 CAPTIONS_AT_ONCE = 1024
-SKIPPED_NAMED = 5
-"""Samples that cannot be used are named in the log up to so many on each rank, and counted beyond."""
+START_METHOD = "forkserver"
+"""Of loader processes: a fork of a rank would take over threads' locks and the process group's sockets."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class Batch:
 
 
 class PairReader:
-    """The stream of one rank as `Batch`es, made ahead of time by a thread.
+    """The stream of one rank as `Batch`es, made ahead of time: by threads, or by loader processes.
 
     Args:
         config: what is read.
@@ -82,22 +78,33 @@ class PairReader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.config, self.crop, self.tokenizer, self.context = config, crop, tokenizer, context
-        self.rank, self.world_size = rank, world_size
+        self.config, self.rank, self.world_size = config, rank, world_size
         self.stream = open_stream(config, rank, world_size)
-        self.total = 0  # samples of the whole run, of which `early_share` is a share
+        self.preparation = self.stream.decode = Preparation(
+            config, crop, tokenizer, context,
+            steps_per_epoch=self.stream.steps_per_epoch,
+            captions=shuffled(captions(config.folder), config.seed) if config.shuffle_captions else None,
+        )  # fmt: skip
+        self.loader = Loader(
+            self.stream, workers=config.workers, transform=together, prefetch=config.prefetch, start_method=START_METHOD
+        )
         self.waited_s = 0.0
         self.skipped: list[int] = []  # of the batches handed out, until `TrainingLog` has written them down
-        self._named: set[int] = set()
         self._state = self.stream.state_dict()
-        self._cache = DecodedCache(config.cache_bytes, crop.margin)
-        self._tokens: dict[str, list[int]] = {}
-        self._shuffled = shuffled(captions(config.folder), config.seed) if config.shuffle_captions else None
 
     @property
     def epoch_samples(self) -> int:
         """Samples of an epoch over all ranks."""
         return self.stream.steps_per_epoch * self.config.global_batch_size
+
+    @property
+    def total(self) -> int:
+        """Samples of the whole run, of which `early_share` is a share."""
+        return self.preparation.total
+
+    @total.setter
+    def total(self, samples: int) -> None:
+        self.preparation.total = samples
 
     def state_dict(self) -> dict[str, int]:
         """Return where the stream stands after the last batch handed out."""
@@ -105,87 +112,30 @@ class PairReader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from a state, at any world size. Raises UserError for another corpus or batch."""
-        self.stream.load_state_dict(state)
+        self.loader.load_state_dict(state)
         self._state = self.stream.state_dict()
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches from where the stream stands, without end; `waited_s` adds up the waiting."""
-        with ThreadPoolExecutor(self.config.threads, thread_name_prefix="decode") as pool:
-            local = self.config.global_batch_size // self.world_size
-            pipeline = wds.DataPipeline(
-                self.stream.source(),
-                mapped_by(pool, self._prepare, ahead=2 * local),
-                wds.batched(local, collation_fn=self._collate, partial=False),
-            )
-            with Prefetched(pipeline, self.config.prefetch) as batches:
+        """Yield batches from after the last one handed out, without end; `waited_s` adds up the waiting."""
+        self.loader.load_state_dict(self._state)  # it had read ahead of what was handed out
+        pipeline = wds.DataPipeline(lambda: iter(self.loader), wds.map(self._batch))
+        with Prefetched(pipeline, self.config.prefetch) as batches:
+            started = time.monotonic()
+            for batch in batches:
+                self.waited_s += time.monotonic() - started
+                self._state = batch.state
+                self.skipped += batch.skipped
+                yield batch
                 started = time.monotonic()
-                for batch in batches:
-                    self.waited_s += time.monotonic() - started
-                    self._state = batch.state
-                    self.skipped += batch.skipped
-                    yield batch
-                    started = time.monotonic()
 
-    def _prepare(self, sample: Sample) -> Sample:
-        try:
-            picture = self._cache.picture(sample)
-        except BadSampleError as error:
-            sample, picture = self._stand_in(sample, error)
-        numbers = draws(self.config.seed, sample["__epoch__"], [sample["__key__"]])[0]
-        side = self._side(sample)
-        box = crop_box(picture.size, numbers, self.crop)
-        cropped = picture.resize((side, side), Image.Resampling.BICUBIC, box=box)
-        return {**sample, "crop": np.asarray(cropped), "numbers": numbers, "ids": self._ids(sample)}
-
-    def _stand_in(self, bad: Sample, error: BadSampleError) -> tuple[Sample, Image.Image]:
-        """Return what takes the place of a sample whose picture does not decode, as the stream would fill it.
-
-        It is a sound pair from elsewhere in the corpus, the same at every world size, so the batch keeps its size
-        and no other sample moves. Raises RunError if none can be found.
-        """
-        hole: int = bad["__hole__"] if "__hole__" in bad else bad["__index__"]
-        if hole not in self._named and len(self._named) < SKIPPED_NAMED:
-            self._named.add(hole)
-            log.warning("sample %d is skipped, another stands in: %s", hole, error)
-        place = {name: bad[name] for name in ("__epoch__", "__step__", "__slot__")}
-        stand_ins = self.stream.stand_ins(hole, bad["__epoch__"])
-        while True:
-            sample = next(stand_ins) | place
-            try:
-                return sample, self._cache.picture(sample)
-            except BadSampleError:
-                continue
-
-    def _side(self, sample: Sample) -> int:
-        step = sample["__epoch__"] * self.stream.steps_per_epoch + sample["__step__"]
-        is_early = step * self.config.global_batch_size < self.config.early_share * self.total
-        return self.config.early_image_size if is_early and self.config.early_image_size else self.config.image_size
-
-    def _ids(self, sample: Sample) -> list[int]:
-        caption = sample["txt"].decode("utf-8", "replace")
-        if self._shuffled is not None:
-            caption = self._shuffled[sample["__index__"]]
-        ids = self._tokens.get(caption)
-        if ids is None:
-            ids = self.tokenizer.encode(caption, self.context)
-            if len(self._tokens) < CAPTIONS_AT_ONCE * 64:
-                self._tokens[caption] = ids
-        return ids
-
-    def _collate(self, samples: Sequence[Sample]) -> Batch:
-        images = torch.from_numpy(np.stack([sample["crop"] for sample in samples]))
-        numbers: NDArray[np.float32] = np.stack([sample["numbers"] for sample in samples])
-        state = self.stream.state_dict() | {
-            "epoch": samples[-1]["__epoch__"],
-            "step": samples[-1]["__step__"] + 1,
-        }
+    def _batch(self, columns: dict[str, Any]) -> Batch:
         return Batch(
-            images=images.permute(0, 3, 1, 2),
-            tokens=pad([sample["ids"] for sample in samples]),
-            numbers=torch.from_numpy(numbers),
-            keys=tuple(sample["__key__"] for sample in samples),
-            skipped=tuple(sample["__hole__"] for sample in samples if "__hole__" in sample),
-            state=state,
+            images=columns["images"].permute(0, 3, 1, 2),
+            tokens=pad(columns["ids"]),
+            numbers=columns["draws"],
+            keys=tuple(columns["keys"]),
+            skipped=tuple(columns["skipped"]),
+            state=self.loader.state_dict(),
         )
 
 
@@ -217,6 +167,7 @@ def open_stream(config: DataConfig, rank: int = 0, world_size: int = 1) -> Shard
         world_size=world_size,
         seed=config.seed,
         epochs=ENDLESS_EPOCHS,
+        decode_threads=0 if config.workers else config.threads,
         cache_folder=config.stream_cache or None,
         cache_bytes=config.stream_cache_bytes,
     )
@@ -241,26 +192,6 @@ def captions(folder: str, limit: int | None = None) -> list[str]:
 def shuffled(texts: Sequence[str], seed: int) -> list[str]:
     """Return the texts in a random order that `seed` names."""
     return [texts[number] for number in np.random.default_rng(seed).permutation(len(texts))]
-
-
-def mapped_by(
-    pool: ThreadPoolExecutor, function: Callable[[Sample], Sample], ahead: int
-) -> Callable[[Iterable[Sample]], Iterator[Sample]]:
-    """Return a webdataset stage that applies `function` in a pool's threads, to `ahead` samples at a time.
-
-    Samples come out in the order they went in.
-    """
-
-    def stage(samples: Iterable[Sample]) -> Iterator[Sample]:
-        waiting: deque[Future[Sample]] = deque()
-        for sample in samples:
-            waiting.append(pool.submit(function, sample))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-    return stage
 
 
 class Prefetched:

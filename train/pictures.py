@@ -21,6 +21,9 @@ class DecodedCache:
         self._pictures: dict[str, Image.Image] = {}
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[DecodedCache], tuple[int, float]]:
+        return DecodedCache, (self.limit_bytes, self.margin)  # a loader process begins with an empty one
+
     def picture(self, sample: Sample) -> Image.Image:
         """Return a sample's picture, RGB. Raises BadSampleError if it cannot be decoded."""
         key = f"{sample.get('__index__', '')}/{sample['__key__']}"

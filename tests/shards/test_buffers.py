@@ -70,7 +70,8 @@ def test_long_reads_bring_what_short_ones_do(tmp_path: Path) -> None:
             for row in range(SAMPLES):
                 url = f"http://a.example/{shard}/{row}.jpg"
                 fields = dict.fromkeys(SIDECAR.names) | {
-                    "key": sample_key(shard, row), "url": url, "caption": f"{row}", "status": Status.SUCCESS, "reason": "",
+                    "key": sample_key(shard, row), "url": url, "caption": f"{row}",
+                    "status": Status.SUCCESS, "reason": "",
                 }  # fmt: skip
                 writer.add(fields, rng.bytes(BODY_BYTES))
     stream = ShardStream(folder, global_batch_size=4)

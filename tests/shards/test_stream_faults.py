@@ -126,9 +126,9 @@ def test_a_lost_shard_is_given_up_once_for_all_stand_ins(own_shards: Folder, cap
     logging.getLogger("pairmill").propagate = True
     with caplog.at_level(logging.WARNING, logger="pairmill"):
         for hole in (15, 16, 20):
-            assert next(stream.stand_ins(hole, 0))["__hole__"] == hole
+            assert next(stream.stand_ins(hole, {"__epoch__": 0}))["__hole__"] == hole
     assert sum("cannot be read" in record.getMessage() for record in caplog.records) == 1
-    assert next(copy.deepcopy(stream).stand_ins(20, 0))["__hole__"] == 20
+    assert next(copy.deepcopy(stream).stand_ins(20, {"__epoch__": 0}))["__hole__"] == 20
 
 
 def test_a_shard_that_comes_back_is_read_again(own_shards: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

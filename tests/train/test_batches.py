@@ -113,6 +113,29 @@ def test_batches_do_not_depend_on_world_size_or_threads(make_config: MakeConfig,
         assert torch.equal(torch.cat([part[step].numbers for part in parts]), batch.numbers)
 
 
+@pytest.mark.parametrize("decoder", ["pillow", "turbo"])
+def test_loader_processes_bring_the_same_batches(make_config: MakeConfig, decoder: str) -> None:
+    """Prepared by two processes, from the middle of the run on, batches are those of the rank's own threads."""
+    strong = {"augment": STRONG.model_dump(), "data": {"early_image_size": 8, "decoder": decoder}}
+    alone = reader(make_config(**strong))
+    processes = reader(make_config(**{**strong, "data": {**strong["data"], "workers": 2}}))
+    alone.total = processes.total = 6 * 16
+    expected = take(alone, 7)
+    processes.load_state_dict(expected[0].state)
+    for batch, wanted in zip(take(processes, 6), expected[1:], strict=True):
+        assert (batch.keys, batch.state) == (wanted.keys, wanted.state)
+        assert torch.equal(batch.images, wanted.images)
+        assert torch.equal(batch.tokens, wanted.tokens)
+        assert torch.equal(batch.numbers, wanted.numbers)
+
+
+def test_what_was_prepared_ahead_is_not_lost(make_config: MakeConfig) -> None:
+    """A second iteration goes on after the last batch handed out, not after the last one prepared."""
+    expected, source = take(reader(make_config()), 5), reader(make_config())
+    found = take(source, 2) + take(source, 3)
+    assert [batch.keys for batch in found] == [batch.keys for batch in expected]
+
+
 def test_reader_resumes_at_another_world_size(make_config: MakeConfig) -> None:
     """State after 4 steps of one process, taken over by two."""
     first = reader(make_config())
