@@ -48,7 +48,7 @@ class SiglipObjective:
         if features.logit_bias is None:
             raise UserError("objective.name: 'siglip' needs a model with a logit bias; take a SigLIP model or 'clip'")
         image, text = widened(features.image), widened(features.text)
-        scale, bias = widened(features.logit_scale), widened(features.logit_bias)
+        scale, bias = widened(features.logit_scale), features.logit_bias.to(image.dtype)
         side = tile_side(self.tile, len(image), world_size() * len(image), image) or len(image)
         numbers = caption_numbers(tokens) if self.same_text == "positive" else None
         with full_precision(image.device):
