@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -51,11 +51,20 @@ class ObjectiveConfig(Config):
 
     name: str = Field(default="clip", description="objective, by name")
     label_smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="target weight spread evenly over a row's pairs"
+        default=0.0, ge=0, lt=1, description="target weight spread evenly over a row's pairs; clip"
     )
     same_text: Literal["negative", "positive"] = Field(
         default="negative",
-        description="pictures of one caption in a batch: negatives, as in CLIP, or sharing the target",
+        description="pictures of one caption in a batch: negatives, as in CLIP, or positives "
+        "(clip: they share the target)",
+    )
+    image_weight: float = Field(
+        default=0.5, ge=0, le=1, description="weight of finding an image's text; the rest: a text's image; clip"
+    )
+    tile: Annotated[int, Field(ge=0)] | Literal["auto"] = knob(
+        "auto",
+        "side of a tile of the logits, samples; 0: the whole matrix at once; "
+        "auto: tiles where the matrix of a rank is larger than 64 MiB",
     )
 
 

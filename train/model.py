@@ -80,11 +80,12 @@ MODELS: dict[str, ModelConfig] = {
 
 
 class Features(NamedTuple):
-    """What the objectives read: unit features `[B, D]` of both towers and the logit scale (float32)."""
+    """What the objectives read: unit features `[B, D]` of both towers, logit scale and bias (float32 scalars)."""
 
     image: Tensor
     text: Tensor
     logit_scale: Tensor
+    logit_bias: Tensor | None = None
 
 
 class DualEncoder(nn.Module):

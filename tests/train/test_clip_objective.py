@@ -60,6 +60,19 @@ def _gradient(same_text: str, rows: torch.Tensor, tokens: torch.Tensor) -> torch
     return torch.autograd.grad(loss, image)[0]
 
 
+@pytest.mark.parametrize("tile", [0, 1])
+def test_directions_can_be_weighed(tile: int) -> None:
+    """ConVIRT's lambda: two images alike, so finding a text's image costs log 2 and more, an image's text less."""
+    image = torch.eye(2, dtype=torch.float64)[[0, 0]]
+    text = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    features = Features(image, text, torch.tensor(8.0, dtype=torch.float64))
+    by_image = (math.log1p(math.exp(-8)) + math.log1p(math.exp(8))) / 2
+    for weight in (0.0, 0.75, 1.0):
+        objective = create_objective("clip", image_weight=weight, tile=tile)
+        loss, _ = objective(features, torch.arange(2)[:, None])
+        assert loss.item() == pytest.approx(weight * by_image + (1 - weight) * math.log(2), rel=1e-12)
+
+
 def test_logit_scale_is_clamped() -> None:
     """After a step the scale is 100 at most."""
     model = create_model("RN10-tiny", 100)

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from infra.config import nearest
 from infra.errors import UserError
+from train.config import ObjectiveConfig
 from train.model import DualEncoder, Features
 from train.objectives.clip import ClipObjective
+from train.objectives.siglip import SiglipObjective
 
 
 class Objective(Protocol):
-    """What the loop asks of an objective."""
+    """What the loop asks of an objective.
+
+    One with weights of its own (a text decoder, a masked-token head) is an `nn.Module` as well: its parameters
+    are trained and saved beside the model's, and their gradients are averaged over ranks like the model's.
+
+    Attributes:
+        needs: fields of `Features` beside the pooled features and the scale that must be there, such as
+            `logit_bias`, or the states of single tokens or patches for an objective that reads those.
+    """
+
+    needs: ClassVar[frozenset[str]]
 
     def __call__(self, features: Features, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return a loss whose gradient, averaged over ranks, is the whole batch's, and numbers to log."""
+        """Return a loss whose gradient, averaged over ranks, is the whole batch's, and numbers to log.
+
+        The numbers are means over this rank's samples. It may be called more than once a step, and every rank
+        calls it equally often with equally many samples.
+        """
         ...
 
     def constrain(self, model: DualEncoder) -> None:
@@ -24,11 +42,20 @@ class Objective(Protocol):
         ...
 
 
-OBJECTIVES: dict[str, type[ClipObjective]] = {"clip": ClipObjective}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"clip": ClipObjective, "siglip": SiglipObjective}
 
 
 def create_objective(name: str, **options: Any) -> Objective:
-    """Build an objective by name. Raises UserError for an unknown name, naming the nearest."""
+    """Build an objective by name, from options of `ObjectiveConfig`.
+
+    Raises:
+        UserError: no objective has that name (the message names the nearest), or it does not know an option that
+            is set to other than its default.
+    """
     if name not in OBJECTIVES:
         raise UserError(f"objective.name: no objective is called {name!r}{nearest(name, list(OBJECTIVES))}")
-    return OBJECTIVES[name](**options)
+    known = inspect.signature(OBJECTIVES[name]).parameters
+    for option, value in options.items():
+        if option not in known and value != ObjectiveConfig.model_fields[option].default:
+            raise UserError(f"objective.{option}: {name!r} has no such option; leave it out")
+    return OBJECTIVES[name](**{option: value for option, value in options.items() if option in known})

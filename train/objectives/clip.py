@@ -1,50 +1,25 @@
 """CLIP's symmetric InfoNCE, exact across ranks.
 
-Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", figure 3. Each
-rank takes the rows of its own images and texts against those of all ranks.
+Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", figure 3. The loss of a
+small batch is computed from the whole matrix of logits, of a large one tile by tile.
 """
 
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
 from train.model import DualEncoder, Features
+from train.objectives.gather import caption_numbers, every_rank, gather_rows
+from train.objectives.logsumexp import tiled_logsumexp
+from train.objectives.tiles import TileSide, full_precision, tile_side, widened
 from train.parallel import rank, world_size
 
 MAX_LOGIT_SCALE = 100.0
-
-
-class GatherRows(torch.autograd.Function):
-    """All ranks' rows, with gradients that flow back to the rank that made them.
-
-    The backward pass sums over ranks, so the mean over ranks that data parallelism takes afterwards turns
-    each rank's share of the loss into the gradient of their mean.
-    """
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:
-        """Map this rank's `[B, D]` to the `[world * B, D]` of all ranks, in rank order."""
-        rows = rows.contiguous()
-        gathered = rows.new_empty(world_size() * len(rows), *rows.shape[1:])
-        dist.all_gather(list(gathered.chunk(world_size())), rows)
-        return gathered
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> Tensor:
-        """Sum every rank's gradient `[world * B, D]` and keep this rank's `[B, D]`."""
-        summed = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
-        return summed.chunk(world_size())[rank()]
-
-
-def gather_rows(rows: Tensor) -> Tensor:
-    """Return the rows of all ranks `[world * B, D]`, differentiable; a single process gets its own back."""
-    return rows if world_size() == 1 else GatherRows.apply(rows)
 
 
 class ClipObjective:
@@ -54,11 +29,24 @@ class ClipObjective:
         label_smoothing: weight spread evenly over all pairs of a row (Szegedy et al. 2016, section 7).
         same_text: what the other images of an identical token sequence are: `negative`, as in CLIP, or
             `positive`: the target is shared among them, as in UniCL (Yang et al. 2022, section 3.2).
+        image_weight: weight of finding the text of an image, the rest being that of finding the image of a
+            text; other than 0.5 as in ConVIRT (Zhang et al. 2020, equation 4, lambda).
+        tile: side of a tile of logits, 0 for the whole matrix, `auto` by its size (`tiles.tile_side`).
     """
 
-    def __init__(self, label_smoothing: float = 0.0, same_text: str = "negative") -> None:
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        same_text: str = "negative",
+        image_weight: float = 0.5,
+        tile: TileSide = "auto",
+    ) -> None:
         self.label_smoothing = label_smoothing
         self.same_text = same_text
+        self.image_weight = image_weight
+        self.tile = tile
 
     def __call__(self, features: Features, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return this rank's share of the loss, and the share of its pairs ranked first (`accuracy`).
@@ -67,7 +55,22 @@ class ClipObjective:
             features: unit features `[B, D]` of this rank's images and texts, and the logit scale.
             tokens: token ids `[B, L]` of the texts.
         """
-        image, text, scale = features
+        image, text, scale = widened(features.image), widened(features.text), widened(features.logit_scale)
+        with full_precision(image.device):
+            side = tile_side(self.tile, len(image), world_size() * len(image), image)
+            if side:
+                loss, right = self._tiled(image, text, scale, tokens, side)
+            else:
+                loss, right = self._whole(image, text, scale, tokens)
+        return loss, {"accuracy": right.float().mean()}
+
+    def constrain(self, model: DualEncoder) -> None:
+        """Keep the logit scale at 100 or less (section 2.5)."""
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+
+    def _whole(self, image: Tensor, text: Tensor, scale: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the rows of this rank's images and of its texts against those of all ranks."""
         every_image, every_text = gather_rows(torch.stack([image, text], dim=1)).unbind(dim=1)
         by_image = scale * image @ every_text.T
         by_text = scale * text @ every_image.T
@@ -77,21 +80,36 @@ class ClipObjective:
         else:
             target = F.one_hot(positives, by_image.shape[1]).to(by_image.dtype)
         smoothed = (1 - self.label_smoothing) * target + self.label_smoothing / target.shape[1]
-        loss = (F.cross_entropy(by_image, smoothed) + F.cross_entropy(by_text, smoothed)) / 2
-        accuracy = (by_image.detach().argmax(1) == positives).float().mean()
-        return loss, {"accuracy": accuracy}
+        loss = self._weighed(F.cross_entropy(by_image, smoothed), F.cross_entropy(by_text, smoothed))
+        return loss, by_image.detach().argmax(1) == positives
 
-    def constrain(self, model: DualEncoder) -> None:
-        """Keep the logit scale at 100 or less (section 2.5)."""
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+    def _tiled(self, image: Tensor, text: Tensor, scale: Tensor, tokens: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        """Take the rows of this rank's images, whose columns summed over ranks are the rows of the texts.
+
+        A row's cross-entropy is its log-sum-exp less the mean of its logits under the target, which is one
+        product with the mean of the texts. Summed over the batch that is the same number in both directions.
+        """
+        every_text, query = gather_rows(text), scale * image
+        rows, columns, right = tiled_logsumexp(query, every_text, rank() * len(image), side)
+        target = _shared_text(tokens, every_text) if self.same_text == "positive" else text
+        if self.label_smoothing:
+            target = torch.lerp(target, every_text.mean(0).expand_as(target), self.label_smoothing)
+        return self._weighed(rows.mean(), columns.mean()) - (query * target).sum(1).mean(), right
+
+    def _weighed(self, by_image: Tensor, by_text: Tensor) -> Tensor:
+        return self.image_weight * by_image + (1 - self.image_weight) * by_text
 
 
 def _shared_targets(tokens: Tensor, dtype: torch.dtype) -> Tensor:
     """Share each row's target among the texts equal to its own: `[B, world * B]`, rows summing to 1."""
-    every_text = tokens
-    if world_size() > 1:
-        every_text = tokens.new_empty(world_size() * len(tokens), tokens.shape[1])
-        dist.all_gather(list(every_text.chunk(world_size())), tokens.contiguous())
-    same = (tokens[:, None] == every_text[None]).all(dim=2).to(dtype)
+    same = (tokens[:, None] == every_rank(tokens)[None]).all(dim=2).to(dtype)
     return same / same.sum(dim=1, keepdim=True)
+
+
+def _shared_text(tokens: Tensor, every_text: Tensor) -> Tensor:
+    """Return for each of this rank's texts the mean `[B, D]` of the features of all texts equal to it."""
+    numbers = caption_numbers(tokens)
+    counts = torch.bincount(numbers).to(every_text.dtype)
+    sums = every_text.new_zeros(len(counts), every_text.shape[1]).index_add(0, numbers, every_text)
+    own = numbers[rank() * len(tokens) :][: len(tokens)]
+    return sums[own] / counts[own, None]
