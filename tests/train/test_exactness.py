@@ -6,9 +6,11 @@ One set of ranks a world size goes through all cases, since starting them takes 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing import start_processes
 
 from train.accumulate import forward_backward
 from train.config import RunConfig
@@ -141,7 +144,7 @@ def new_state(case: Case) -> TrainingState:
     module = parallelize(model, parallel, device)
     own = objective.parameters() if isinstance(objective, nn.Module) else []
     if case.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD([*model.parameters(), *own], lr=0.5)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD([*model.parameters(), *own], lr=0.1)
     else:
         optimizer = create_optimizer(model, OptimConfig(learning_rate=1e-2, epsilon=1e-3))
         optimizer.add_param_group({"params": list(own), "weight_decay": 0.0})
@@ -164,6 +167,15 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors this small only wait for more threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def references() -> dict[Case, dict[str, Tensor]]:
     """What one process has after training on whole batches, by case; filled as it is asked for."""
@@ -175,10 +187,11 @@ def test_equals_one_process_on_the_whole_batch(
     world: int, tmp_path: Path, references: dict[Case, dict[str, Tensor]]
 ) -> None:
     """Parameters, temperature, running statistics and gradient norms are those of the textbook."""
-    run_ranks(Path(__file__), world, str(tmp_path / "found"))
-    found = torch.load(tmp_path / "found", weights_only=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    if world == 1:
+        found = [trained(case) for case in cases(world)]
+    else:
+        run_ranks(world, tmp_path / "found")
+        found = torch.load(tmp_path / "found", weights_only=True)
     wrong = []
     for number, case in enumerate(cases(world)):
         if case.reference() not in references:
@@ -186,10 +199,11 @@ def test_equals_one_process_on_the_whole_batch(
         expected = references[case.reference()]
         assert found[number].keys() == expected.keys()
         for name, value in expected.items():
-            distance = (found[number][name] - value).abs().max().item()
-            if not distance <= TOLERANCE[case.dtype]:
-                wrong.append(f"{case}: {name} is off by {distance:.1e}")
-    torch.set_num_threads(threads)
+            distance = (found[number][name] - value).abs()
+            # A norm is hundreds of times larger than a step.
+            distance = distance / value / 10 if name == "norms" else distance
+            if not distance.max() <= TOLERANCE[case.dtype]:
+                wrong.append(f"{case}: {name} is off by {distance.max():.1e}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -202,31 +216,32 @@ def test_reference_trains_every_parameter() -> None:
     assert (after["norms"] > CLIP_NORM).all()
 
 
-def run_ranks(script: Path, world: int, *arguments: str) -> None:
-    """Run a file as the ranks of a world; all must end well."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    environment = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "WORLD_SIZE": str(world),
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, str(script), *arguments]
-    processes = [subprocess.Popen(command, env=environment | {"RANK": str(number)}) for number in range(world)]
+def run_ranks(world: int, path: Path) -> None:
+    """Run this file, which becomes the ranks of a world; all must end well."""
+    command = [sys.executable, __file__, str(world), str(path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
-        assert [process.wait(timeout=PATIENCE_S) for process in processes] == [0] * world
+        assert process.wait(timeout=PATIENCE_S) == 0
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def be_rank(number: int, world: int, port: int, path: str) -> None:
+    """Go through all cases; the first rank leaves at `path` what came out."""
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=number, world_size=world)
+    states = [trained(case) for case in cases(world)]
+    if number == 0:
+        torch.save(states, path)
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    dist.init_process_group("gloo")
-    states = [trained(case) for case in cases(world_size())]
-    if rank() == 0:
-        torch.save(states, sys.argv[1])
-    dist.barrier()
-    dist.destroy_process_group()
+    # Forked, ranks share the imports, which take longer than they do.
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = int(sys.argv[1])
+    start_processes(be_rank, (ranks, server.port, sys.argv[2]), nprocs=ranks, start_method="fork")
