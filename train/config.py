@@ -12,6 +12,7 @@ from train.augment import AugmentConfig
 from train.length import Length
 from train.model import ModelConfig
 from train.optim import OptimConfig
+from train.parallel import ParallelConfig
 from train.tokenizer import TokenizerConfig
 
 
@@ -66,21 +67,6 @@ class ObjectiveConfig(Config):
         "side of a tile of the logits, samples; 0: the whole matrix at once; "
         "auto: tiles where the matrix of a rank is larger than 64 MiB",
     )
-
-
-class ParallelConfig(Config):
-    """How the model is computed."""
-
-    precision: Literal["auto", "bfloat16", "float32"] = Field(
-        default="auto",
-        description="arithmetic of the towers (auto: bfloat16 where the processor has it); "
-        "weights, optimiser and loss stay in float32",
-    )
-    channels_last: bool = Field(
-        default=True, description="keep pictures as [B, H, W, C] in memory, which convolutions prefer"
-    )
-    threads: int = knob(0, "CPU threads of each rank; 0: the machine's cores shared out evenly", ge=0)
-    timeout_s: float = knob(600.0, "seconds a collective may wait for a rank before the run ends", gt=0)
 
 
 class CheckpointConfig(Config):

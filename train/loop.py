@@ -10,20 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from infra.errors import RunError
 from infra.logs import log, progress
 from infra.storage import Folder
 from train import checkpoint
+from train.accumulate import forward_backward
 from train.augment import augment
 from train.data import Batch
 from train.evaluate.run import measure
 from train.evaluate.suite import read_suite
+from train.gradients import clip_gradients, zero_gradients
 from train.log import TrainingLog
 from train.optim import learning_rate
 from train.parallel import any_rank, average_buffers, mean_over_ranks, rank, world_size
-from train.precision import autocast, laid_out
+from train.precision import laid_out
 from train.state import TrainingState
 from train.tokenizer import load_tokenizer
 
@@ -82,18 +82,15 @@ def train_step(state: TrainingState, batch: Batch) -> dict[str, float]:
 
     images = augment(batch.images.to(state.device), batch.numbers.to(state.device), state.config.augment)
     tokens = batch.tokens.to(state.device)
-    with autocast(state.dtype, state.device):
-        features = state.parallel(laid_out(images, state.config.parallel.channels_last), tokens)
-    loss, numbers = state.objective(features, tokens)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_norm or math.inf)
+    loss, numbers = forward_backward(state, laid_out(images, state.config.parallel.channels_last), tokens)
+    norm = clip_gradients(state.parameters(), config.clip_norm)
     if not math.isfinite(norm.item()):
         raise RunError(
             f"step {state.step}: the gradient is not finite (loss {loss.item()}); samples on rank {rank()}: "
             f"{', '.join(batch.keys[:NAMED_KEYS])}, ...; lower optim.learning_rate or look at them"
         )
     state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=False)
+    zero_gradients(state.parameters())
     state.objective.constrain(state.model)
     average_buffers(state.model)
     if state.average is not None:

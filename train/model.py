@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from infra.config import Config, nearest
 from infra.errors import UserError
-from train.towers.resnet import ResidualTower
-from train.towers.text import Transformer
+from train.towers.resnet import BasicBlock, ResidualTower
+from train.towers.text import ResidualAttentionBlock, Transformer
 
 
 class VisionConfig(Config):
@@ -117,6 +117,10 @@ class DualEncoder(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=text.width**-0.5)
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the repeated blocks of both towers, in forward order."""
+        return [block for block in self.modules() if isinstance(block, BasicBlock | ResidualAttentionBlock)]
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
         """Map normalised images `[B, 3, H, W]` to features `[B, D]`."""

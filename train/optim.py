@@ -10,9 +10,11 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from infra.config import Config
 from train.length import Length
+from train.parallel import is_kept_whole
 
 
 class OptimConfig(Config):
@@ -37,11 +39,13 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Build AdamW with one group that decays and one that does not."""
+    """Build AdamW with one group that decays and two that do not: what is never sharded has its own."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    still = [(name, parameter) for name, parameter in named if not decays(name, parameter)]
     groups = [
         {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
+        {"params": [p for name, p in still if not is_kept_whole(model, name)], "weight_decay": 0.0},
+        {"params": [p for name, p in still if is_kept_whole(model, name)], "weight_decay": 0.0},
     ]
     betas = (config.beta1, config.beta2)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
@@ -81,7 +85,10 @@ class WeightAverage:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         current = model.state_dict()
         floating = [name for name, value in current.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.average[name] for name in floating], [current[name] for name in floating], 1 - decay)
+        for sharded in (False, True):
+            kind = [name for name in floating if isinstance(current[name], DTensor) == sharded]
+            if kind:
+                torch._foreach_lerp_([self.average[name] for name in kind], [current[name] for name in kind], 1 - decay)
         for name in current.keys() - set(floating):
             self.average[name].copy_(current[name])
 

@@ -1,74 +1,226 @@
-"""How a model is spread over processes, in one visible order, and the collectives the trainer needs."""
+"""Where a model computes and how it is spread over processes, in one visible order."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
-from typing import Any
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from pydantic import Field, model_validator
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from infra.config import Config, knob
+from infra.errors import UserError
+from train.collectives import any_rank, gather_states, mean_over_ranks, rank, world_size
+from train.model import DualEncoder
+from train.statistics import average_buffers, batch_norms, put_aside
+
+__all__ = [
+    "any_rank",
+    "average_buffers",
+    "chosen_device",
+    "gather_states",
+    "gathered",
+    "is_kept_whole",
+    "mean_over_ranks",
+    "parallelize",
+    "process_group_backend",
+    "rank",
+    "world_size",
+]
+
+COMPILED_VARIANTS = 64
+"""Versions of one block's code that are compiled before the rest runs uncompiled; the towers share that code."""
 
 
-def rank() -> int:
-    """Return this process' number in the group, 0 without one."""
-    return dist.get_rank() if dist.is_initialized() else 0
+class ParallelConfig(Config):
+    """How the model is computed."""
+
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto",
+        description="arithmetic of the towers (auto: bfloat16 where the processor has it); "
+        "weights, optimiser and loss stay in float32",
+    )
+    channels_last: bool = Field(
+        default=True, description="keep pictures as [B, H, W, C] in memory, which convolutions prefer"
+    )
+    strategy: Literal["ddp", "fsdp"] = knob(
+        "ddp", "ranks each hold the whole model (ddp), or shards of it and of the optimiser's state (fsdp)"
+    )
+    shard: int = knob(
+        0, "ranks that hold one model together; such groups are replicas (hybrid sharding). 0: all ranks", ge=0
+    )
+    cpu_offload: bool = knob(False, "keep shards and the optimiser's state in the memory of the CPU")
+    checkpoint_activations: bool = knob(
+        False, "keep the inputs of blocks only, and compute what is in them again in the backward pass"
+    )
+    compile: bool = knob(False, "compile each block with torch.compile, which takes minutes at the start")
+    micro_batch: int = knob(
+        0, "samples a rank encodes at once, without a change of the gradient, each twice; 0: all of its batch", ge=0
+    )
+    threads: int = knob(0, "CPU threads of each rank; 0: the machine's cores shared out evenly", ge=0)
+    timeout_s: float = knob(600.0, "seconds a collective may wait for a rank before the run ends", gt=0)
+
+    @model_validator(mode="after")
+    def _sharding_needs_fsdp(self) -> ParallelConfig:
+        for name in ("shard", "cpu_offload"):
+            if self.strategy == "ddp" and getattr(self, name):
+                raise ValueError(f"{name} says how a model is sharded: set strategy = 'fsdp' with it, or leave it out")
+        return self
 
 
-def world_size() -> int:
-    """Return the number of processes in the group, 1 without one."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+def chosen_device() -> torch.device:
+    """Return this rank's device: the graphics card of its number on this machine, or the CPU where there is none.
 
-
-def parallelize(model: nn.Module) -> nn.Module:
-    """Return the module the loop calls: `model` itself, or `model` under data parallelism.
-
-    Buffers are not broadcast: `average_buffers` keeps them equal, which for running statistics is exact and
-    for rank 0's alone would not be.
+    Raises:
+        UserError: more ranks on this machine than cards.
     """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= cards:
+        raise UserError(f"rank {number} of this machine has no card: it has {cards}; start at most {cards} processes")
+    device = torch.device("cuda", number)
+    torch.cuda.set_device(device)
+    return device
+
+
+def process_group_backend() -> str:
+    """Return what carries messages: gloo, and NCCL for what lies on graphics cards."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
+def parallelize(
+    model: DualEncoder, config: ParallelConfig, device: torch.device, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """Return the module the loop calls: `model` itself, changed in place, or `model` under data parallelism.
+
+    Every rank must call it with the same weights. Names of parameters and buffers stay as they are.
+
+    Args:
+        model: a model on `device`.
+        config: what to do.
+        device: where this rank computes.
+        dtype: arithmetic of the towers; FSDP gathers weights in it.
+
+    Raises:
+        UserError: the options do not fit the world size.
+    """
+    blocks = model.blocks()
+    if config.checkpoint_activations:
+        for block in blocks:
+            _recompute(block)
+    if config.compile:
+        _compile(blocks)
     if world_size() == 1:
+        if config.cpu_offload:
+            raise UserError(
+                "parallel.cpu_offload: one process has no shards to offload; start two or more, or unset it"
+            )
         return model
+    if config.strategy == "fsdp":
+        return _shard(model, blocks, config, device, dtype)
+    # Buffers are not broadcast: `average_buffers` keeps them equal, which for running statistics is exact and
+    # for rank 0's alone would not be.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {broadcast: False}
     return DistributedDataParallel(model, gradient_as_bucket_view=True, **options)
 
 
-def average_buffers(model: nn.Module) -> None:
-    """Set every floating-point buffer (running statistics) to its mean over the ranks."""
-    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-    if world_size() == 1 or not buffers:
-        return
-    flat = torch.cat([buffer.flatten() for buffer in buffers])
-    dist.all_reduce(flat)
-    flat /= world_size()
-    for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
-        buffer.copy_(mean.view_as(buffer))
+def _recompute(block: nn.Module) -> None:
+    """Keep a block's input only, and compute the rest again in the backward pass (Chen et al. 2016, section 4)."""
+    again: dict[str, Any] = {}
+    if batch_norms(block):
+        # The second time is no second batch.
+        again["context_fn"] = lambda: (nullcontext(), put_aside(block))
+    block.forward = partial(checkpoint, block.forward, use_reentrant=False, **again)
 
 
-def mean_over_ranks(values: Iterable[float]) -> list[float]:
-    """Return the mean of each number over the ranks."""
-    numbers = torch.tensor(list(values), dtype=torch.float64)
-    if world_size() > 1:
-        dist.all_reduce(numbers)
-    return (numbers / world_size()).tolist()
+def _compile(blocks: list[nn.Module]) -> None:
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
+    # It cuts graphs so that gradients leave early; blocks are cut already, and it refuses checkpoints.
+    torch._dynamo.config.optimize_ddp = False
+    for block in blocks:
+        block.compile()
 
 
-def any_rank(flag: bool) -> bool:
-    """Tell every rank whether the flag is set on one of them."""
-    if world_size() == 1:
-        return flag
-    votes = torch.tensor([int(flag)])
-    dist.all_reduce(votes)
-    return bool(votes.item())
+def _shard(
+    model: DualEncoder, blocks: list[nn.Module], config: ParallelConfig, device: torch.device, dtype: torch.dtype
+) -> nn.Module:
+    """Shard each block, then what is left (Rajbhandari et al. 2020, "ZeRO", stage 3)."""
+    for parameter in model.parameters():
+        # What is sharded has to lie row by row, convolutions' channels-last weights too.
+        parameter.data = parameter.data.contiguous()
+    options: dict[str, Any] = {
+        "mesh": _mesh(config.shard, device),
+        "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        if dtype != torch.float32
+        else MixedPrecisionPolicy(),
+        "offload_policy": CPUOffloadPolicy(pin_memory=device.type != "cpu") if config.cpu_offload else OffloadPolicy(),
+        "ignored_params": {parameter for name, parameter in model.named_parameters() if is_kept_whole(model, name)},
+    }
+    for module in (*blocks, model):
+        sharded = fully_shard(module, **options)
+        # gloo sums only.
+        sharded.set_force_sum_reduction_for_comms(device.type == "cpu")
+    for method in ("encode_image", "encode_text"):
+        register_fsdp_forward_method(model, method)
+    return model
 
 
-def gather_states(state: Tensor) -> list[Tensor]:
-    """Return every rank's tensor (same shape and type on all), in rank order."""
-    if world_size() == 1:
-        return [state]
-    states = [torch.empty_like(state) for _ in range(world_size())]
-    dist.all_gather(states, state)
-    return states
+def _mesh(shard: int, device: torch.device) -> DeviceMesh:
+    """Return the ranks as one row, or as groups of `shard` that each hold the whole model."""
+    world = world_size()
+    if shard in (0, world):
+        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+    if world % shard:
+        raise UserError(
+            f"parallel.shard: groups of {shard} ranks do not divide a world of {world}; take a divisor of {world}"
+        )
+    return init_device_mesh(device.type, (world // shard, shard), mesh_dim_names=("replicate", "shard"))
+
+
+def is_kept_whole(model: nn.Module, name: str) -> bool:
+    """Tell whether FSDP leaves the parameter of that name whole on every rank, in float32.
+
+    Scalars cannot be sharded, and normalisation over a batch takes its scales in the type of its statistics.
+    """
+    owner, _, _ = name.rpartition(".")
+    return model.get_parameter(name).ndim == 0 or isinstance(model.get_submodule(owner), _BatchNorm)
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Hold all weights on every rank while the block runs: then ranks may call the model each as often as it likes.
+
+    Every rank must enter and leave it. For reading only; without FSDP it does nothing.
+    """
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.set_reshard_after_forward(module is not model, recurse=False)
+            module.reshard()

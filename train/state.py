@@ -17,8 +17,9 @@ from train.length import in_samples
 from train.model import DualEncoder, create_model
 from train.objectives import Objective, create_objective
 from train.optim import WeightAverage, create_optimizer
-from train.parallel import gather_states, parallelize, rank, world_size
+from train.parallel import chosen_device, gather_states, parallelize, rank, world_size
 from train.precision import chosen
+from train.statistics import check_groups
 from train.tokenizer import load_tokenizer
 
 
@@ -77,6 +78,11 @@ class TrainingState:
         else:
             torch.manual_seed(self.config.data.seed + 1000 * self.step + rank())
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Return all that is trained: the model's parameters, and the objective's if it has any."""
+        own = self.objective.parameters() if isinstance(self.objective, nn.Module) else ()
+        return [*self.model.parameters(), *own]
+
     def samples_of(self, length: str) -> int:
         """Return a length of the configuration in samples."""
         batch = self.config.data.global_batch_size
@@ -93,7 +99,7 @@ def build(config: RunConfig, run: str | Path) -> TrainingState:
     Raises:
         UserError: the corpus, the batch or a name in the configuration does not work out.
     """
-    device = torch.device("cpu")
+    device = chosen_device()
     tokenizer = load_tokenizer(Folder(run))
     torch.manual_seed(config.data.seed)
     model = create_model(config.model, tokenizer.vocabulary).to(device)
@@ -103,15 +109,17 @@ def build(config: RunConfig, run: str | Path) -> TrainingState:
     data = PairReader(config.data, config.augment, tokenizer, context, rank=rank(), world_size=world_size())
     total = in_samples(config.length, batch=config.data.global_batch_size, epoch=data.epoch_samples)
     data.total = total
+    dtype = chosen(config.parallel.precision, device)
+    check_groups(model, config.parallel.micro_batch, config.data.global_batch_size // world_size())
     return TrainingState(
         config=config,
         model=model,
-        parallel=parallelize(model),
+        parallel=parallelize(model, config.parallel, device, dtype),
         objective=create_objective(**config.objective.model_dump()),
         optimizer=create_optimizer(model, config.optim),
         average=WeightAverage(model, config.optim.ema) if config.optim.ema else None,
         data=data,
         total=total,
-        dtype=chosen(config.parallel.precision, device),
+        dtype=dtype,
         device=device,
     )

@@ -24,7 +24,7 @@ from infra.errors import RunError, UserError
 from infra.storage import Folder
 from train.config import RunConfig
 from train.loop import fit, resumed
-from train.parallel import rank
+from train.parallel import process_group_backend, rank
 from train.state import build
 
 CONFIG_NAME, RESULT_NAME = "config.json", "result.json"
@@ -58,7 +58,7 @@ def _process_group(timeout_s: float) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
+    dist.init_process_group(process_group_backend(), timeout=timedelta(seconds=timeout_s))
     try:
         yield
     finally:

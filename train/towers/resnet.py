@@ -45,6 +45,8 @@ class GroupedBatchNorm(nn.BatchNorm2d):
             outputs.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, momentum, self.eps))
             means.append(mean)
             variances.append(variance)
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
         self.running_mean.copy_(torch.stack(means).mean(0))
         self.running_var.copy_(torch.stack(variances).mean(0))
         return torch.cat(outputs)

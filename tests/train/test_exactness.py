@@ -1,0 +1,247 @@
+"""Training over real gloo processes equals one process on the whole batch, however the model is spread.
+
+One set of ranks a world size goes through all cases, since starting them takes longer than a case.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing import start_processes
+
+from train.accumulate import forward_backward
+from train.config import RunConfig
+from train.gradients import clip_gradients, zero_gradients
+from train.model import DualEncoder, Features, ModelConfig, TextConfig, VisionConfig, create_model
+from train.objectives import create_objective
+from train.optim import OptimConfig, create_optimizer
+from train.parallel import ParallelConfig, average_buffers, parallelize, rank, world_size
+from train.state import TrainingState
+
+ROOT = Path(__file__).parents[2]
+BATCH, STEPS, SIDE, CONTEXT, VOCABULARY = 16, 5, 16, 6, 20
+CLIP_NORM = 0.5
+"""Below the norms that occur, so clipping is a part of what has to be equal."""
+PATIENCE_S = 200
+
+TEXT = TextConfig(context=CONTEXT, width=8, layers=2, heads=2)
+MODELS = {
+    "resnet": ModelConfig(
+        embed_dim=8, vision=VisionConfig(widths=(4, 8), depths=(1, 1), statistics_group=2), text=TEXT
+    ),
+}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "clip": {"name": "clip", "label_smoothing": 0.1},
+    "same text": {"name": "clip", "same_text": "positive"},
+}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+class Case(NamedTuple):
+    """One way to train."""
+
+    model: str = "resnet"
+    objective: str = "clip"
+    optimizer: str = "sgd"
+    dtype: torch.dtype = torch.float64
+    parallel: tuple[tuple[str, Any], ...] = ()
+
+    def reference(self) -> Case:
+        """The same without anything that may not make a difference."""
+        return self._replace(parallel=())
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.objective}, {self.optimizer}, {self.dtype}, {dict(self.parallel)}"
+
+
+class Headed(nn.Module):
+    """An objective with parameters of its own: CLIP's loss behind a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 8)
+        self.clip = create_objective("clip")
+
+    def forward(self, features: Features, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Rank pairs by features behind the head."""
+        image = nn.functional.normalize(self.head(features.image), dim=1)
+        return self.clip(features._replace(image=image), tokens)
+
+    def constrain(self, model: DualEncoder) -> None:
+        """As CLIP's."""
+        self.clip.constrain(model)
+
+
+def cases(world: int) -> Iterator[Case]:
+    """Every way that a world of that size is to be tried in."""
+    placements: list[dict[str, Any]] = [{}]
+    if world > 1:
+        placements.append({"strategy": "fsdp"})
+    if world == 4:
+        placements.append({"strategy": "fsdp", "shard": 2})
+    # A rank's whole batch as one micro batch, and a last one that is smaller.
+    micro_batches = {1: (0, 2, BATCH), 2: (0, 2, 6, BATCH // 2), 4: (0, 2)}[world]
+    for model in MODELS:
+        for placement, micro in product(placements, micro_batches):
+            yield Case(model, parallel=_options(placement, micro_batch=micro))
+        for placement in placements:
+            yield Case(model, parallel=_options(placement, micro_batch=2, checkpoint_activations=True))
+            yield Case(model, dtype=torch.float32, parallel=_options(placement, micro_batch=2))
+    for objective in (*OBJECTIVES, "headed"):
+        for placement in placements[-1:] if world == 4 else placements:
+            yield Case(objective=objective, optimizer="adamw", parallel=_options(placement, micro_batch=2))
+
+
+def _options(placement: dict[str, Any], **more: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted({**placement, **more}.items()))
+
+
+def trained(case: Case) -> dict[str, Tensor]:
+    """Take a few steps on this rank's part of fixed batches; return all weights, whole, and the norms."""
+    state = new_state(case)
+    local = BATCH // world_size()
+    mine = slice(rank() * local, (rank() + 1) * local)
+    draws = torch.Generator().manual_seed(7)
+    norms = []
+    for _ in range(STEPS):
+        images = torch.randn(BATCH, 3, SIDE, SIDE, generator=draws, dtype=torch.float64).to(case.dtype)
+        tokens = torch.randint(1, VOCABULARY - 1, (BATCH, CONTEXT), generator=draws)
+        tokens[1::4] = tokens[0].clone()
+        tokens[:, -1] = VOCABULARY - 1
+        forward_backward(state, images[mine], tokens[mine])
+        norms.append(clip_gradients(state.parameters(), CLIP_NORM))
+        state.optimizer.step()
+        zero_gradients(state.parameters())
+        state.objective.constrain(state.model)
+        average_buffers(state.model)
+    content = {f"model.{name}": whole(value) for name, value in state.model.state_dict().items()}
+    if isinstance(state.objective, nn.Module):
+        content |= {f"objective.{name}": value for name, value in state.objective.state_dict().items()}
+    return content | {"norms": torch.stack(norms)}
+
+
+def new_state(case: Case) -> TrainingState:
+    """A run without data, at its beginning."""
+    torch.manual_seed(3)
+    model = create_model(MODELS[case.model], VOCABULARY).to(case.dtype)
+    objective = (
+        Headed().to(case.dtype) if case.objective == "headed" else create_objective(**OBJECTIVES[case.objective])
+    )
+    parallel, device = ParallelConfig(precision="float32", **dict(case.parallel)), torch.device("cpu")
+    module = parallelize(model, parallel, device)
+    own = objective.parameters() if isinstance(objective, nn.Module) else []
+    if case.optimizer == "sgd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD([*model.parameters(), *own], lr=0.1)
+    else:
+        optimizer = create_optimizer(model, OptimConfig(learning_rate=1e-2, epsilon=1e-3))
+        optimizer.add_param_group({"params": list(own), "weight_decay": 0.0})
+    return TrainingState(
+        config=RunConfig(parallel=parallel),
+        model=model,
+        parallel=module,
+        objective=objective,
+        optimizer=optimizer,
+        average=None,
+        data=None,  # type: ignore[arg-type]
+        total=0,
+        dtype=torch.float32,
+        device=device,
+    )
+
+
+def whole(value: Tensor) -> Tensor:
+    """All of a tensor, sharded or not; every rank must call it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors this small only wait for more threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def references() -> dict[Case, dict[str, Tensor]]:
+    """What one process has after training on whole batches, by case; filled as it is asked for."""
+    return {}
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_equals_one_process_on_the_whole_batch(
+    world: int, tmp_path: Path, references: dict[Case, dict[str, Tensor]]
+) -> None:
+    """Parameters, temperature, running statistics and gradient norms are those of the textbook."""
+    if world == 1:
+        found = [trained(case) for case in cases(world)]
+    else:
+        run_ranks(world, tmp_path / "found")
+        found = torch.load(tmp_path / "found", weights_only=True)
+    wrong = []
+    for number, case in enumerate(cases(world)):
+        if case.reference() not in references:
+            references[case.reference()] = trained(case.reference())
+        expected = references[case.reference()]
+        assert found[number].keys() == expected.keys()
+        for name, value in expected.items():
+            distance = (found[number][name] - value).abs()
+            # A norm is hundreds of times larger than a step.
+            distance = distance / value / 10 if name == "norms" else distance
+            if not distance.max() <= TOLERANCE[case.dtype]:
+                wrong.append(f"{case}: {name} is off by {distance.max():.1e}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_reference_trains_every_parameter() -> None:
+    """Each parameter moves, the temperature too, and clipping takes part: else equality would say little."""
+    before = {name: value.clone() for name, value in new_state(Case()).model.state_dict().items()}
+    after = trained(Case())
+    still = [name for name, value in before.items() if torch.equal(after[f"model.{name}"], value)]
+    assert [name for name in still if "num_batches_tracked" not in name] == []
+    assert (after["norms"] > CLIP_NORM).all()
+
+
+def run_ranks(world: int, path: Path) -> None:
+    """Run this file, which becomes the ranks of a world; all must end well."""
+    command = [sys.executable, __file__, str(world), str(path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        assert process.wait(timeout=PATIENCE_S) == 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def be_rank(number: int, world: int, port: int, path: str) -> None:
+    """Go through all cases; the first rank leaves at `path` what came out."""
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=number, world_size=world)
+    states = [trained(case) for case in cases(world)]
+    if number == 0:
+        torch.save(states, path)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    # Forked, ranks share the imports, which take longer than they do.
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = int(sys.argv[1])
+    start_processes(be_rank, (ranks, server.port, sys.argv[2]), nprocs=ranks, start_method="fork")

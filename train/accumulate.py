@@ -1,0 +1,117 @@
+"""One step's features, loss and gradients, in as many micro batches as memory asks for.
+
+Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (section 3, GradCache):
+encode without a graph, take the loss and its gradient with respect to all features, then encode again, part by
+part, and carry that gradient on into the towers. Exact for every parameter, the temperature too, since its
+gradient is carried on in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from train.gradients import average_gradients, exchanged
+from train.model import Features
+from train.precision import autocast
+from train.state import TrainingState
+from train.statistics import MeanUpdate, put_aside
+
+
+class RandomState(NamedTuple):
+    """Where the generators of a rank stand."""
+
+    cpu: Tensor
+    cuda: Tensor | None
+
+    @classmethod
+    def now(cls, device: torch.device) -> RandomState:
+        """Return the state of the CPU's and, where it is one, the card's generator."""
+        return cls(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+
+    def restore(self, device: torch.device) -> None:
+        """Set the generators back."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, device)
+
+
+def forward_backward(state: TrainingState, images: Tensor, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Leave on every parameter the gradient of the whole batch's loss.
+
+    Args:
+        state: the run; `parallel.micro_batch` says how many samples are encoded at once.
+        images: normalised images `[B, 3, H, W]` of this rank.
+        tokens: token ids `[B, L]`.
+
+    Returns:
+        This rank's share of the loss, and the objective's numbers.
+    """
+    size = state.config.parallel.micro_batch
+    if size and size < len(images):
+        loss, numbers = _in_parts(state, list(zip(images.split(size), tokens.split(size), strict=True)), tokens)
+    else:
+        loss, numbers = state.objective(_encode(state, images, tokens), tokens)
+        loss.backward()
+    average_gradients(state.parallel, state.objective)
+    return loss.detach(), numbers
+
+
+def _encode(state: TrainingState, images: Tensor, tokens: Tensor) -> Features:
+    with autocast(state.dtype, state.device):
+        return state.parallel(images, tokens)
+
+
+def _in_parts(
+    state: TrainingState, parts: list[tuple[Tensor, Tensor]], tokens: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    features, randoms = _features(state, parts)
+    loss, numbers = state.objective(features, tokens)
+    loss.backward()
+    after = RandomState.now(state.device)
+    sizes = [len(images) for images, _ in parts]
+    gradients = [_parts_of(field, sizes) for field in features]
+    for number, (part, random) in enumerate(zip(parts, randoms, strict=True)):
+        random.restore(state.device)
+        with exchanged(state.parallel, now=number == len(parts) - 1), put_aside(state.model):
+            again = _encode(state, *part)
+            # A parameter that the objective does not look at has no gradient.
+            carried = [
+                (out, each[number]) for out, each in zip(again, gradients, strict=True) if each[number] is not None
+            ]
+            torch.autograd.backward([out for out, _ in carried], [gradient for _, gradient in carried])
+    after.restore(state.device)
+    return loss, numbers
+
+
+def _features(state: TrainingState, parts: list[tuple[Tensor, Tensor]]) -> tuple[Features, list[RandomState]]:
+    """Encode all parts without a graph: leaves that take a gradient, and the random state before each part."""
+    found, randoms, statistics = [], [], MeanUpdate(state.model)
+    samples = sum(len(images) for images, _ in parts)
+    with torch.no_grad():
+        for images, tokens in parts:
+            randoms.append(RandomState.now(state.device))
+            with put_aside(state.model) as updated:
+                found.append(_encode(state, images, tokens))
+                statistics.add(updated, len(images) / samples)
+        statistics.apply()
+    return Features(*(_leaf(field) for field in zip(*found, strict=True))), randoms
+
+
+def _leaf(parts: Sequence[Any]) -> Any:
+    """Join a field of all parts: features along the batch, a scalar as it is in each of them."""
+    if parts[0] is None:
+        return None
+    return (torch.cat(list(parts)) if parts[0].ndim else parts[0]).detach().requires_grad_()
+
+
+def _parts_of(field: Tensor | None, sizes: list[int]) -> list[Tensor | None]:
+    """Return each part's share of a field's gradient: that of its samples; of a scalar, all with the last part."""
+    if field is None or field.grad is None:
+        return [None] * len(sizes)
+    if field.ndim:
+        return list(field.grad.split(sizes))
+    return [None] * (len(sizes) - 1) + [field.grad]
