@@ -67,7 +67,7 @@ class ClipObjective:
             features: unit features `[B, D]` of this rank's images and texts, and the logit scale.
             tokens: token ids `[B, L]` of the texts.
         """
-        image, text, scale = features
+        image, text, scale = features.image, features.text, features.logit_scale
         every_image, every_text = gather_rows(torch.stack([image, text], dim=1)).unbind(dim=1)
         by_image = scale * image @ every_text.T
         by_text = scale * text @ every_image.T
