@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol
 
+import ftfy
 import torch
 from pydantic import Field
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -60,6 +61,16 @@ class Tokenizer(Protocol):
 def clean(text: str) -> str:
     """Undo HTML escapes (twice, as web captions have them) and collapse white space."""
     return re.sub(r"\s+", " ", html.unescape(html.unescape(text))).strip()
+
+
+def clean_as_clip(text: str) -> str:
+    """Clean a text as OpenAI's tokenizer does: mend broken encodings, undo HTML escapes, collapse white space, lower.
+
+    U+0345, a mark that OpenAI's pattern takes for a letter in one place and for none in another, parts words.
+    """
+    if not (text.isascii() and text.isprintable()) or "&" in text:  # elsewhere nothing is broken, which is quick to see
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.lower().replace("\u0345", " ").split())
 
 
 def pad(rows: Sequence[Sequence[int]]) -> Tensor:
@@ -115,7 +126,11 @@ class CorpusTokenizer:
 
 
 class ClipTokenizer:
-    """CLIP's 49,408 tokens, through instant-clip-tokenizer."""
+    """CLIP's 49,408 tokens, through instant-clip-tokenizer.
+
+    Ids are those of OpenAI's tokenizer, but for letters newer than Unicode 15, which part words there or here as
+    either knows them for letters, and for a long s (U+017F) after an apostrophe.
+    """
 
     def __init__(self) -> None:
         import instant_clip_tokenizer
@@ -125,7 +140,7 @@ class ClipTokenizer:
 
     def encode(self, text: str, context: int) -> list[int]:
         """Return at most `context` token ids, the last one the end-of-text token."""
-        ids = self._tokenizer.encode(clean(text))
+        ids = self._tokenizer.encode(clean_as_clip(text))
         return [49406, *ids[: context - 2], 49407]
 
     def decode(self, ids: Sequence[int]) -> str:
