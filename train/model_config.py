@@ -124,6 +124,6 @@ class ModelConfig(Config):
             raise ValueError("both vit and resnet are given: keep one of them")
         if self.vit and self.vit.pool == "attention" and self.vit.width != self.embed_dim:
             raise ValueError(f"embed_dim is {self.embed_dim}, but attention pooling gives vit.width, {self.vit.width}")
-        if self.vit is None and self.patch_dropout:
+        if self.patch_dropout and self.vit is None and not self.name:
             raise ValueError("patch_dropout is for vision transformers alone: set it to 0")
         return self

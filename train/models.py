@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from infra.config import nearest
+from infra.config import nearest, parse
 from infra.errors import UserError
 from train.model_config import ModelConfig, ResNetConfig, TextConfig, VisionConfig, ViTConfig
 
@@ -109,7 +109,7 @@ def sizes_of(config: str | ModelConfig) -> ModelConfig:
     """Return the sizes that a name or a configuration stands for.
 
     Raises:
-        UserError: no model has that name; the message names the nearest one.
+        UserError: no model has that name (the message names the nearest one), or an option beside it does not fit it.
     """
     given = ModelConfig(name=config) if isinstance(config, str) else config
     if not given.name:
@@ -118,4 +118,5 @@ def sizes_of(config: str | ModelConfig) -> ModelConfig:
         raise UserError(f"model.name: no model is called {given.name!r}{nearest(given.name, list(MODELS))}")
     known = MODELS[given.name]
     changes = {option: getattr(given, option) for option in RUN_OPTIONS if option in given.model_fields_set}
-    return ModelConfig.model_validate({name: getattr(known, name) for name in known.model_fields_set} | changes)
+    sizes = {name: getattr(known, name) for name in known.model_fields_set}
+    return parse(sizes | changes, ModelConfig, source=f"model {given.name}")
