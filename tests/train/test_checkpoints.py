@@ -61,7 +61,7 @@ def test_its_files_are_what_anyone_can_read(done: Path) -> None:
     newest = Path(checkpoint.saved(done / "checkpoints")[-1].path)
     state = checkpoint.load(newest)
     plain = load_file(newest / "rank-00000.safetensors")
-    assert sorted(os.listdir(newest)) == ["meta.json", "rank-00000.safetensors"]
+    assert sorted(path.name for path in newest.iterdir()) == ["meta.json", "rank-00000.safetensors"]
     for name, value in state["model"].items():
         assert torch.equal(plain[f"model.{name}"], value)
     assert {"exp_avg", "exp_avg_sq", "step"} == {name.rpartition(".")[2] for name in state["optimizer"]}
@@ -135,7 +135,7 @@ def test_without_its_marker_there_is_none(done: Path, make_config: MakeConfig) -
     assert checkpoint.load_newest(folder) is None
     run_here(make_config(), done)  # from the start; what was left is taken away
     assert steps(folder) == [8, 12]
-    assert sorted(os.listdir(folder)) == ["step-00000008", "step-00000012"]
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000008", "step-00000012"]
 
 
 def shorten(path: Path) -> None:
@@ -233,7 +233,7 @@ def test_one_of_an_earlier_version_is_named(done: Path) -> None:
 def test_any_storage(
     storage: str, tmp_path: Path, done: Path, make_config: MakeConfig, request: pytest.FixtureRequest
 ) -> None:
-    """Kept elsewhere: found through the run and on its own, an upload that broke off does not exist, others keep out."""
+    """Found through the run and on its own; an upload that broke off does not exist; another run keeps out."""
     url = "memory://checkpoints-of-a-run"
     if storage == "s3":
         url = request.getfixturevalue("s3_url")

@@ -98,7 +98,7 @@ def restore(folder: Folder, targets: Callable[[Meta, str], dict[str, Tensor]]) -
 def _fill(tensors: dict[str, Tensor], reader: CheckpointReader) -> TornCheckpointError | None:
     """Read into the tensors; return what is wrong with the checkpoint, the same on every rank, or None."""
     try:
-        dcp.load(dict(tensors), storage_reader=reader, no_dist=world_size() == 1)
+        dcp.load(nested(tensors, {}), storage_reader=reader, no_dist=world_size() == 1)
     except CheckpointException as error:
         torn = cause(error)
         if isinstance(torn, TornCheckpointError):
