@@ -78,7 +78,8 @@ class PairReader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.config, self.rank, self.world_size = config, rank, world_size
+        self.config, self.tokenizer = config, tokenizer
+        self.rank, self.world_size = rank, world_size
         self.stream = open_stream(config, rank, world_size)
         self.preparation = self.stream.decode = Preparation(
             config, crop, tokenizer, context,

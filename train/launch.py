@@ -176,9 +176,8 @@ class Ranks:
         """
         try:
             with self._signals():
-                while any(process.poll() is None for process in self._processes):
-                    if any(process.returncode for process in self._processes):
-                        break
+                # Every one is asked each time: the first may wait for one that has died.
+                while None in (codes := [process.poll() for process in self._processes]) and not any(codes):
                     time.sleep(POLL_S)
                 ended = self._ended_within(GRACE_S)
             self._raise_failure(ended)
