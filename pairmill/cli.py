@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
@@ -206,17 +206,29 @@ def train(
         Path | None, Parameter(help="folder of the run; beside the TOML file, by its name, by default")
     ] = None,
     nproc: Annotated[
-        int | None, Parameter(help="local processes to start; 1 by default, torchrun's own under it")
+        int | None, Parameter(help="processes to start; 1 by default, torchrun's own under it")
     ] = None,
+    launcher: Annotated[
+        Literal["local", "ray"], Parameter(help="where they start: on this machine, or on a Ray cluster")
+    ] = "local",
+    max_failures: Annotated[
+        int, Parameter(help="with ray: restarts from the last checkpoint after lost workers and nodes; -1: any number")
+    ] = 3,
+    min_nproc: Annotated[
+        int | None, Parameter(help="with ray: fewest processes to go on with after the loss of nodes; NPROC by default")
+    ] = None,
+    cluster: ClusterConfig = ClusterConfig(),
     json: Json = False,
 ) -> None:
     """Train; goes on from the newest checkpoint of the run. Also under `torchrun -m pairmill.cli train`."""
     from infra.config import load_toml
     from train.config import RunConfig
-    from train.launch import leads
+    from train.launch import leads, on_this_machine
     from train.launch import train as run_training
+    from train.ray_launch import RayLauncher
 
-    result = run_training(load_toml(toml, RunConfig), run or toml.with_suffix(""), nproc or 1)
+    start = RayLauncher(cluster, max_failures, min_nproc or 0) if launcher == "ray" else on_this_machine
+    result = run_training(load_toml(toml, RunConfig), run or toml.with_suffix(""), nproc or 1, start)
     if leads():
         emit(result, json, show.mapping)
 

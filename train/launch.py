@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -38,16 +38,27 @@ GRACE_S = 3.0
 """Seconds that the other ranks have to end by themselves once one has failed."""
 
 
-def train(config: RunConfig, run: str | Path, nproc: int = 1) -> dict[str, Any]:
+Launcher = Callable[[RunConfig, Path, int], None]
+"""Runs a prepared folder's ranks, so many of them, until its result is there."""
+
+
+def on_this_machine(config: RunConfig, run: Path, nproc: int) -> None:
+    """Run the ranks as processes here; see `Ranks.wait` for what it raises."""
+    Ranks(run, nproc).wait()
+
+
+def train(
+    config: RunConfig, run: str | Path, nproc: int = 1, launcher: Launcher = on_this_machine
+) -> dict[str, Any]:
     """Train in the folder `run`, going on from its newest checkpoint; a finished run is left as it is.
 
-    Under torchrun's environment (`WORLD_SIZE` set) this process is one rank; otherwise `nproc` are started
-    here.
+    Under torchrun's environment (`WORLD_SIZE` set) this process is one rank; otherwise `launcher` starts `nproc`.
 
     Args:
         config: the run.
         run: local folder for `config.json`, `tokenizer.json`, `log.jsonl`, `checkpoints/` and `result.json`.
-        nproc: processes on this machine.
+        nproc: number of ranks.
+        launcher: what starts them.
 
     Returns:
         `steps`, `samples`, `seconds`, and the last log line's `loss`, `accuracy`, `temperature`,
@@ -60,6 +71,8 @@ def train(config: RunConfig, run: str | Path, nproc: int = 1) -> dict[str, Any]:
     """
     run = Path(run)
     if "WORLD_SIZE" in os.environ:
+        if launcher is not on_this_machine:
+            raise UserError("--launcher ray: this process is a rank of torchrun's already; start it without torchrun")
         return _as_rank(config, run)
     if nproc < 1:
         raise UserError(f"nproc: {nproc} processes; start at least 1")
@@ -67,7 +80,7 @@ def train(config: RunConfig, run: str | Path, nproc: int = 1) -> dict[str, Any]:
     with exclusive(Folder(run)):
         done = prepare(config, run, nproc)
         if done is None:
-            Ranks(run, nproc).wait()
+            launcher(config, run, nproc)
             done = Folder(run).read_json(RESULT_NAME)
     return dict(done)
 

@@ -34,8 +34,13 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_FAILED, EXIT_USER = 1, 2
 
 
-def run_rank(config: RunConfig, run: Path) -> dict[str, Any] | None:
+def run_rank(config: RunConfig, run: Path, stop: threading.Event | None = None) -> dict[str, Any] | None:
     """Train as the rank that the environment names (`RANK`, `WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`).
+
+    Args:
+        config: the run.
+        run: its folder.
+        stop: ends the run early once it is set, as a signal does.
 
     Returns:
         The run's result, or None if a signal ended it early (its checkpoint is written).
@@ -46,8 +51,8 @@ def run_rank(config: RunConfig, run: Path) -> dict[str, Any] | None:
     """
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(config.parallel.threads or max(1, len(os.sched_getaffinity(0)) // local_world))
-    with _process_group(config.parallel.timeout_s), _stop_signals() as stop:
-        result = fit(resumed(build(config, run), run), run, stop.is_set)
+    with _process_group(config.parallel.timeout_s), _stop_signals(stop) as stopped:
+        result = fit(resumed(build(config, run), run), run, stopped.is_set)
         if result is not None and rank() == 0:
             Folder(run).write_json(RESULT_NAME, result)
     return result
@@ -55,7 +60,7 @@ def run_rank(config: RunConfig, run: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def _process_group(timeout_s: float) -> Iterator[None]:
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
     dist.init_process_group(process_group_backend(), timeout=timedelta(seconds=timeout_s))
@@ -66,9 +71,9 @@ def _process_group(timeout_s: float) -> Iterator[None]:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
+def _stop_signals(stop: threading.Event | None) -> Iterator[threading.Event]:
     """Turn the signals that mean "save and leave" into an event while the block runs."""
-    stop = threading.Event()
+    stop = stop or threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
         stop.set()
