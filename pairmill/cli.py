@@ -205,9 +205,7 @@ def train(
     run: Annotated[
         Path | None, Parameter(help="folder of the run; beside the TOML file, by its name, by default")
     ] = None,
-    nproc: Annotated[
-        int | None, Parameter(help="processes to start; 1 by default, torchrun's own under it")
-    ] = None,
+    nproc: Annotated[int | None, Parameter(help="processes to start; 1 by default, torchrun's own under it")] = None,
     launcher: Annotated[
         Literal["local", "ray"], Parameter(help="where they start: on this machine, or on a Ray cluster")
     ] = "local",

@@ -42,6 +42,11 @@ class DataConfig(Config):
         description="what decodes and resizes: Pillow (bicubic), or libjpeg-turbo and OpenCV where a picture is a "
         "plain JPEG, in a third of the time",
     )
+    pad_to: Literal["longest", "context"] = knob(
+        "longest",
+        "length of a batch's texts: its longest one, which saves arithmetic and changes no feature, or the whole "
+        "context, which compiled blocks prefer",
+    )
     workers: int = knob(0, "loader processes of each rank; 0: `threads` in the rank's own process", ge=0)
     threads: int = knob(2, "threads that decode and crop, on each rank without loader processes", ge=1)
     prefetch: int = knob(3, "batches prepared ahead, on each rank", ge=1)

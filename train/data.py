@@ -132,7 +132,7 @@ class PairReader:
     def _batch(self, columns: dict[str, Any]) -> Batch:
         return Batch(
             images=columns["images"].permute(0, 3, 1, 2),
-            tokens=pad(columns["ids"]),
+            tokens=pad(columns["ids"], self.preparation.context if self.config.pad_to == "context" else 0),
             numbers=columns["draws"],
             keys=tuple(columns["keys"]),
             skipped=tuple(columns["skipped"]),

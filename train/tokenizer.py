@@ -73,9 +73,9 @@ def clean_as_clip(text: str) -> str:
     return " ".join(text.lower().replace("\u0345", " ").split())
 
 
-def pad(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Return token ids `[B, L]` padded with 0 to the longest row."""
-    length = max(map(len, rows), default=1)
+def pad(rows: Sequence[Sequence[int]], length: int = 0) -> Tensor:
+    """Return token ids `[B, L]` padded with 0 to the longest row, or to `length` tokens."""
+    length = length or max(map(len, rows), default=1)
     return torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], dtype=torch.int64)
 
 
