@@ -20,6 +20,7 @@ from train.optim import WeightAverage, create_optimizer
 from train.parallel import gather_states, parallelize, rank, world_size
 from train.precision import chosen
 from train.tokenizer import load_tokenizer
+from train.weights import load_published
 
 
 @dataclass
@@ -97,6 +98,8 @@ def build(config: RunConfig, run: str | Path) -> TrainingState:
     tokenizer = load_tokenizer(Folder(run))
     torch.manual_seed(config.data.seed)
     model = create_model(config.model, tokenizer.vocabulary).to(device)
+    if config.model.weights:
+        load_published(model, config.model.weights)
     if config.parallel.channels_last:
         model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     context = model.context_length
