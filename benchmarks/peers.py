@@ -44,11 +44,11 @@ def py1e(folder: Path) -> Callable[..., Any]:
     return shuffle
 
 
-def open_clip_model(folder: Path, name: str) -> Any:
-    """Return open_clip's model of that name, its weights random; `open_clip.model` is loaded alone.
+def open_clip_class(folder: Path) -> Any:
+    """Return open_clip's class `CLIP`; its module is loaded alone.
 
-    Where torchvision is not installed, an empty class stands for the one thing that `open_clip.model` takes from
-    it, a frozen BatchNorm, which no model is built with.
+    Where torchvision is not installed, an empty class stands for the one thing that is taken from it, a frozen
+    BatchNorm, which no model is built with.
     """
     root = found(folder, "open_clip", OPEN_CLIP) / "open_clip"
     if "open_clip" not in sys.modules:
@@ -57,8 +57,13 @@ def open_clip_model(folder: Path, name: str) -> Any:
         sys.modules["open_clip"] = package
         if importlib.util.find_spec("torchvision") is None:
             _import_without_torchvision("open_clip.utils")
-    settings = json.loads((root / "model_configs" / f"{name}.json").read_text(encoding="utf-8"))
-    return importlib.import_module("open_clip.model").CLIP(**settings)
+    return importlib.import_module("open_clip.model").CLIP
+
+
+def open_clip_model(folder: Path, name: str) -> Any:
+    """Return open_clip's model of that name, its weights random."""
+    file = found(folder, "open_clip", OPEN_CLIP) / "open_clip" / "model_configs" / f"{name}.json"
+    return open_clip_class(folder)(**json.loads(file.read_text(encoding="utf-8")))
 
 
 def _import_without_torchvision(module: str) -> None:

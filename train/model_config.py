@@ -109,6 +109,9 @@ class ModelConfig(Config):
     vit: ViTConfig | None = Field(default=None, description="image tower: a vision transformer")
     resnet: ResNetConfig | None = Field(default=None, description="image tower: CLIP's modified ResNet")
     text: TextConfig = Field(default=TextConfig(), description="text tower")
+    weights: str = Field(
+        default="", description="file of published weights that the run begins with; empty: drawn ones"
+    )
     temperature: float = Field(default=0.07, gt=0, description="initial temperature (1 / logit scale)")
     logit_bias: float | None = Field(default=None, description="first bias of the logits; none: there is no bias")
     statistics_group: int = Field(

@@ -101,7 +101,7 @@ MODELS: dict[str, ModelConfig] = {
     ),
 }
 
-RUN_OPTIONS = ("temperature", "logit_bias", "statistics_group", "patch_dropout")
+RUN_OPTIONS = ("weights", "temperature", "logit_bias", "statistics_group", "patch_dropout")
 """Options of a model that are no sizes: given beside a name, they count."""
 
 

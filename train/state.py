@@ -23,6 +23,7 @@ from train.parallel import chosen_device, gather_states, parallelize, rank, worl
 from train.precision import chosen
 from train.statistics import check_groups
 from train.tokenizer import load_tokenizer
+from train.weights import load_published
 
 WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod")
 """Parts of parameter names that come from how a model is run."""
@@ -162,6 +163,8 @@ def build(config: RunConfig, run: str | Path) -> TrainingState:
     tokenizer = load_tokenizer(Folder(run))
     torch.manual_seed(config.data.seed)
     model = create_model(config.model, tokenizer.vocabulary).to(device)
+    if config.model.weights:
+        load_published(model, config.model.weights)
     if config.parallel.channels_last:
         model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     context = model.context_length

@@ -120,9 +120,13 @@ class CorpusTokenizer:
         """Return the cleaned, lower-case text of token ids."""
         return clean(self._tokenization.decode(list(ids), skip_special_tokens=True))
 
+    def to_json(self) -> str:
+        """Return the vocabulary in the format of Hugging Face tokenizers."""
+        return str(self._tokenization.to_str(pretty=True))
+
     def save(self, folder: Folder) -> None:
         """Write `tokenizer.json` in the format of Hugging Face tokenizers."""
-        folder.write(TOKENIZER_NAME, self._tokenization.to_str(pretty=True).encode())
+        folder.write(TOKENIZER_NAME, self.to_json().encode())
 
 
 class ClipTokenizer:
@@ -145,7 +149,11 @@ class ClipTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the cleaned, lower-case text of token ids."""
-        return clean(str(self._tokenizer.decode([token for token in ids if 0 < token < 49406])))
+        return clean(self.decode_raw([token for token in ids if 0 < token < 49406]))
+
+    def decode_raw(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids as it comes, a space after each word, its special tokens too."""
+        return str(self._tokenizer.decode(list(ids)))
 
     def save(self, folder: Folder) -> None:
         """Write a `tokenizer.json` that names the vocabulary."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,20 +11,8 @@ from infra.errors import UserError
 from train.model import MODELS, ModelConfig, ViTConfig, create_model
 from train.towers.vit import kept_patches
 
-PEERS = Path(__file__).parents[2] / "benchmarks" / "peers.py"
 OPEN_CLIPS = [name for name, config in MODELS.items() if name.startswith(("ViT-", "RN")) and config.text.context == 77]
 SMALL = ["ViT-nano", "RN-nano", "SigLIP-nano", "RN10-tiny"]
-
-
-@pytest.fixture(scope="module")
-def peers() -> Any:
-    """The benchmarks' way to open_clip, which `make install-dev` installs."""
-    spec = importlib.util.spec_from_file_location("peers", PEERS)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("name", OPEN_CLIPS)
