@@ -96,7 +96,7 @@ class LogConfig(Config):
     prometheus_port: int = knob(9464, "port on which rank 0 serves its metrics", ge=1, le=65535)
     peak_flops: float = knob(0.0, "what a device can do, FLOP/s, for `mfu`; 0: from a table of cards", ge=0)
     stall_s: float = knob(
-        30.0, "seconds without a step after which the ranks that are behind are named; 0: nobody watches", ge=0
+        20.0, "seconds without a step after which the ranks that are behind are named; 0: nobody watches", ge=0
     )
 
 

@@ -29,7 +29,8 @@ BEATS = 6
 SILENT_BEATS = 3
 """Beats that a rank may leave out before it is said not to answer."""
 AGAIN_S = 60.0
-SLOW = 5
+NAMED_RANKS = 8
+SLOW = 3
 """A step may take so many times the longest before it."""
 ROOT = str(Path(__file__).parent.parent)
 
@@ -117,7 +118,7 @@ class Heartbeat:
         if speaker != rank():
             return
         found = [{"rank": one, "answers": one not in silent, **self._last[one]} for one in sorted(behind)]
-        named = "; ".join(_named(one) for one in found)
+        named = "; ".join(_named(one) for one in found[:NAMED_RANKS]) + ("; ..." if len(found) > NAMED_RANKS else "")
         log.warning("train: no step for %.0f s after step %d; behind: %s", seconds, self.step(), named)
         line = {"step": self.step(), "seconds": round(seconds, 1), "behind": found}
         with (self.folder / STALLS_NAME).open("a", encoding="utf-8") as stream:
@@ -131,7 +132,7 @@ class Heartbeat:
             return late
         usual, count = Counter(beat["where"] for beat in self._last.values()).most_common(1)[0]
         alone = {other for other, beat in self._last.items() if beat["where"] != usual}
-        return alone if 2 * count > world_size() else set(self._last)
+        return alone if alone and 2 * count > world_size() else set(self._last)
 
 
 def _named(found: dict[str, Any]) -> str:
