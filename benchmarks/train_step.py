@@ -2,8 +2,8 @@
 
 A step is forward pass, loss, backward pass, AdamW and the bound on the logit scale, in float32, without clipping. Ours
 takes our model, objective and optimiser; the other open_clip's model, its `ClipLoss` and AdamW as its trainer sets
-it up (decay on matrices alone). Both begin with the same weights and see the same pairs; their losses are compared. Steps
-alternate, what is counted is the process' CPU time, and a ratio is the median over neighbouring steps.
+it up (decay on matrices alone). Both begin with the same weights and see the same pairs; their losses are printed.
+Steps alternate, what is counted is the process' CPU time, and a ratio is the median over neighbouring steps.
 
     python benchmarks/train_step.py [--models ViT-B-32 RN50] [--batch 8] [--steps 5] [--threads 2]
 """

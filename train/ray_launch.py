@@ -30,8 +30,8 @@ from infra.logs import Meter, log, progress
 from infra.storage import Folder
 from shards.order import default_lanes
 from train.config import RunConfig
-from train.log import LOG_NAME
 from train.ray_worker import POLL_S, SEEN_S, Board, Failure, Job, run_worker
+from train.sinks.jsonl import LOG_NAME
 from train.worker import RESULT_NAME, STOP_SIGNALS
 
 AGAIN = "run the same command to go on from the last checkpoint"
@@ -291,10 +291,14 @@ def _trainer(job: Job, size: int, timeout_s: float, storage: str) -> Any:
     return TorchTrainer(
         run_worker,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_cards else "gloo", timeout_s=timeout_s),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_cards else "gloo", timeout_s=int(timeout_s)),
         scaling_config=ScalingConfig(num_workers=size, use_gpu=on_cards),
         run_config=RunConfig(
             storage_path=storage,
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+            failure_config=FailureConfig(
+                max_failures=0,
+                controller_failure_limit=0,
+                max_preemption_failures=0,  # type: ignore[call-arg]  # of v1
+            ),
         ),
     )
