@@ -46,9 +46,7 @@ def on_this_machine(config: RunConfig, run: Path, nproc: int) -> None:
     Ranks(run, nproc).wait()
 
 
-def train(
-    config: RunConfig, run: str | Path, nproc: int = 1, launcher: Launcher = on_this_machine
-) -> dict[str, Any]:
+def train(config: RunConfig, run: str | Path, nproc: int = 1, launcher: Launcher = on_this_machine) -> dict[str, Any]:
     """Train in the folder `run`, going on from its newest checkpoint; a finished run is left as it is.
 
     Under torchrun's environment (`WORLD_SIZE` set) this process is one rank; otherwise `launcher` starts `nproc`.
