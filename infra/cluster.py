@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -93,7 +94,9 @@ def session(config: ClusterConfig) -> Iterator[int]:
         what = "cannot be reached" if address else "does not start"
         raise RunError(f"Ray cluster {address or '(local)'}: {what}: {' '.join(str(error).split())}") from error
     try:
-        yield _cores()
+        # Ray prints what befalls its nodes on standard output, which belongs to results.
+        with contextlib.redirect_stdout(sys.stderr):
+            yield _cores()
     finally:
         ray.shutdown()
 

@@ -221,11 +221,14 @@ def train(
     """Train; goes on from the newest checkpoint of the run. Also under `torchrun -m pairmill.cli train`."""
     from infra.config import load_toml
     from train.config import RunConfig
-    from train.launch import leads, on_this_machine
+    from train.launch import Launcher, leads, on_this_machine
     from train.launch import train as run_training
-    from train.ray_launch import RayLauncher
 
-    start = RayLauncher(cluster, max_failures, min_nproc or 0) if launcher == "ray" else on_this_machine
+    start: Launcher = on_this_machine
+    if launcher == "ray":
+        from train.ray_launch import RayLauncher
+
+        start = RayLauncher(cluster, max_failures, min_nproc or 0)
     result = run_training(load_toml(toml, RunConfig), run or toml.with_suffix(""), nproc or 1, start)
     if leads():
         emit(result, json, show.mapping)

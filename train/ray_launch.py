@@ -30,12 +30,14 @@ from infra.logs import Meter, log, progress
 from infra.storage import Folder
 from shards.order import default_lanes
 from train.config import RunConfig
-from train.ray_worker import POLL_S, SEEN_S, Board, Failure, Job, run_worker
 from train.sinks.jsonl import LOG_NAME
+from train.ray_worker import POLL_S, SEEN_S, Board, Failure, Job, run_worker
 from train.worker import RESULT_NAME, STOP_SIGNALS
 
 AGAIN = "run the same command to go on from the last checkpoint"
 LOOK_EVERY_S = 1.0
+WAIT_S = 5.0
+"""Seconds between two looks at a cluster that has no room."""
 TAIL_BYTES = 8192
 
 
@@ -195,10 +197,12 @@ class _Attempts:
             _wait_for_result(self.run)
             return
         self._raise_final(attempt, failures)
-        if isinstance(error, ControllerError) and room() < attempt.size:
+        if isinstance(error, ControllerError) and (room() < attempt.size or attempt.found_no_room()):
             log.warning(
-                "train: no room for %d ranks: the cluster has %d %ss; waiting", attempt.size, room(), _resource()
-            )
+                "train: waiting for room: %d ranks take a %s each and the cluster has %d, some may be in use",
+                attempt.size, _resource(), room(),
+            )  # fmt: skip
+            time.sleep(WAIT_S)
             return
         if isinstance(error, PreemptionError):
             log.warning("train: a node is taken away; going on from the last checkpoint")
@@ -267,6 +271,10 @@ class _Attempt(threading.Thread):
         """Remove what Ray Train has kept of the attempt."""
         shutil.rmtree(self._storage, ignore_errors=True)
 
+    def found_no_room(self) -> bool:
+        """Tell whether Ray Train waited in vain for others to make room; it has no public name for that."""
+        return type(getattr(self.error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError"
+
     def lost(self, failures: list[Failure]) -> list[int]:
         """Return the ranks that ended without a word: killed, or with their node."""
         told = {failure.rank for failure in failures}
@@ -288,17 +296,14 @@ def _trainer(job: Job, size: int, timeout_s: float, storage: str) -> Any:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     on_cards = _resource() == "GPU"
+    none: dict[str, Any] = {"max_failures": 0, "controller_failure_limit": 0, "max_preemption_failures": 0}
     return TorchTrainer(
         run_worker,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_cards else "gloo", timeout_s=int(timeout_s)),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_cards else "gloo", timeout_s=round(timeout_s)),
         scaling_config=ScalingConfig(num_workers=size, use_gpu=on_cards),
         run_config=RunConfig(
             storage_path=storage,
-            failure_config=FailureConfig(
-                max_failures=0,
-                controller_failure_limit=0,
-                max_preemption_failures=0,  # type: ignore[call-arg]  # of v1
-            ),
+            failure_config=FailureConfig(**none),
         ),
     )
