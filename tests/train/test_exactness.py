@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import MISSING, fields
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,18 +149,9 @@ def new_state(case: Case) -> TrainingState:
     else:
         optimizer = create_optimizer(model, OptimConfig(learning_rate=1e-2, epsilon=1e-3))
         optimizer.add_param_group({"params": list(own), "weight_decay": 0.0})
-    return TrainingState(
-        config=RunConfig(parallel=parallel),
-        model=model,
-        parallel=module,
-        objective=objective,
-        optimizer=optimizer,
-        average=None,
-        data=None,  # type: ignore[arg-type]
-        total=0,
-        dtype=torch.float32,
-        device=device,
-    )
+    parts: dict[str, Any] = dict.fromkeys(field.name for field in fields(TrainingState) if field.default is MISSING)
+    parts |= {"config": RunConfig(parallel=parallel), "model": model, "parallel": module, "objective": objective}
+    return TrainingState(**parts | {"optimizer": optimizer, "dtype": torch.float32, "device": device})
 
 
 def whole(value: Tensor) -> Tensor:
