@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from infra.config import Config
@@ -97,14 +97,13 @@ class WeightAverage:
         """Take in the weights after one more step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        current = model.state_dict()
+        # Shards are averaged where they lie; operators over lists do not mix them with whole tensors.
+        average = {name: _local(value) for name, value in self.average.items()}
+        current = {name: _local(value) for name, value in model.state_dict().items()}
         floating = [name for name, value in current.items() if value.is_floating_point()]
-        for sharded in (False, True):
-            kind = [name for name in floating if isinstance(current[name], DTensor) == sharded]
-            if kind:
-                torch._foreach_lerp_([self.average[name] for name in kind], [current[name] for name in kind], 1 - decay)
+        torch._foreach_lerp_([average[name] for name in floating], [current[name] for name in floating], 1 - decay)
         for name in current.keys() - set(floating):
-            self.average[name].copy_(current[name])
+            average[name].copy_(current[name])
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
@@ -115,3 +114,7 @@ class WeightAverage:
             yield
         finally:
             model.load_state_dict(current)
+
+
+def _local(value: Tensor) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value
