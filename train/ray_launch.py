@@ -31,7 +31,8 @@ from infra.storage import Folder
 from shards.order import default_lanes
 from train.config import RunConfig
 from train.log import LOG_NAME
-from train.ray_worker import POLL_S, SEEN_S, Board, Failure, Job, run_worker
+from train.ray_board import Board, Failure
+from train.ray_worker import POLL_S, SEEN_S, Job, run_worker
 from train.worker import RESULT_NAME, STOP_SIGNALS
 
 AGAIN = "run the same command to go on from the last checkpoint"
