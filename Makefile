@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 
 install: $(VENV)/.installed            ## Pairmill and what it needs to run, S3 included
 
-install-dev: $(VENV)/.installed-dev    ## the same, with what the tests and linters need
+install-dev: $(VENV)/open-clip/.installed   ## the same, with what the tests and linters need
 
 # torch comes first and from the constraints file, so that nothing pulls another build of it.
 $(VENV)/.torch: constraints.txt
@@ -42,10 +42,15 @@ test-slow: install-dev                 ## the long ones
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m slow $(PYTEST_ARGS)
 
 # Packages that the tests and benchmarks read alone, each in a folder of its own: img2dataset holds webdataset below 0.3
-# in the environment, and Streaming would bring the clients of every cloud.
+# in the environment, Streaming would bring the clients of every cloud, and open_clip torchvision.
 $(VENV)/webdataset-1/.installed: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target $(@D) webdataset==1.0.2
+	@touch $@
+
+$(VENV)/open-clip/.installed: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(@D) open_clip_torch==3.3.0
 	@touch $@
 
 $(VENV)/mosaicml-streaming/.installed: $(VENV)/.installed-dev

@@ -8,7 +8,7 @@ part runs in a process of its own, round by round, and what is counted is CPU ti
 end of a first epoch and the end of the last: start-up is left out on both sides. The limit is Pillow alone, from
 memory, in two processes at once (two cores may be two threads of one). Then records without decoding, in one process.
 
-    python benchmarks/loader_throughput.py [--samples 4000] [--epochs 4] [--rounds 3] [--webdataset DIR]
+    python benchmarks/loader_throughput.py [--samples 4000] [--batch 256] [--epochs 4] [--rounds 3] [--webdataset DIR]
 
 `make bench` brings webdataset 1.0.2 to `.venv/webdataset-1`, the default of `--webdataset`.
 """
@@ -51,9 +51,9 @@ RECORD_LANES = 8
 """Of the stream of records: one process needs few."""
 
 
-def write_shards(folder: Folder, samples: int, work: Path) -> int:
-    """Write the shards; return the mean size of a picture in bytes. `DISTINCT` pictures come again and again."""
-    bodies = [_small(path) for path in photographs(work / "photographs", min(samples, DISTINCT))]
+def write_shards(folder: Folder, samples: int, work: Path, distinct: int = DISTINCT) -> int:
+    """Write the shards; return the mean size of a picture in bytes. `distinct` pictures come again and again."""
+    bodies = [_small(path) for path in photographs(work / "photographs", min(samples, distinct))]
     for shard in range(SHARDS):
         with writing(folder, shard_name(shard), sidecar_schema(), {}) as writer:
             for row in range(samples // SHARDS):
@@ -78,17 +78,17 @@ def _small(path: Path) -> bytes:
     return out.getvalue()
 
 
-def by_webdataset(folder: str, epochs: int, crop: RandomCrop) -> Iterator[int]:
+def by_webdataset(folder: str, epochs: int, batch: int, crop: RandomCrop) -> Iterator[int]:
     """Yield how many samples each batch has."""
     import webdataset as wds
 
     tars = [Folder(folder).path(f"{name}.tar") for name in index.shard_names(Folder(folder))]
     dataset = wds.WebDataset(tars, shardshuffle=len(tars), seed=0).shuffle(1000)
-    dataset = dataset.map(functools.partial(_cropped, crop)).batched(BATCH // WORKERS, collation_fn=collated)
+    dataset = dataset.map(functools.partial(_cropped, crop)).batched(batch // WORKERS, collation_fn=collated)
     loader = wds.WebLoader(dataset, batch_size=None, num_workers=WORKERS, persistent_workers=True)
     for _ in range(epochs):
-        for batch in loader:
-            yield len(batch["txt"])
+        for made in loader:
+            yield len(made["txt"])
 
 
 def _cropped(crop: RandomCrop, sample: dict[str, Any]) -> dict[str, Any]:
@@ -97,13 +97,13 @@ def _cropped(crop: RandomCrop, sample: dict[str, Any]) -> dict[str, Any]:
     return sample
 
 
-def by_usual_webdataset(folder: str, epochs: int, crop: RandomCrop) -> Iterator[int]:
+def by_usual_webdataset(folder: str, epochs: int, batch: int, crop: RandomCrop) -> Iterator[int]:
     """Yield how many samples each batch has: pictures are float32 and normalised when they leave the worker."""
     import webdataset as wds
 
     tars = [Folder(folder).path(f"{name}.tar") for name in index.shard_names(Folder(folder))]
     dataset = wds.WebDataset(tars, shardshuffle=len(tars), seed=0).shuffle(1000).decode("pil")
-    dataset = dataset.map(functools.partial(_normalised, crop)).to_tuple("jpg", "txt").batched(BATCH // WORKERS)
+    dataset = dataset.map(functools.partial(_normalised, crop)).to_tuple("jpg", "txt").batched(batch // WORKERS)
     loader = wds.WebLoader(dataset, batch_size=None, num_workers=WORKERS, persistent_workers=True)
     for _ in range(epochs):
         for _, texts in loader:
@@ -118,16 +118,16 @@ def _normalised(crop: RandomCrop, sample: dict[str, Any]) -> dict[str, Any]:
     return sample | {"jpg": pixels.sub_(MEAN).div_(STD)}
 
 
-def by_stream(folder: str, epochs: int, crop: RandomCrop, threads: bool) -> Iterator[int]:
+def by_stream(folder: str, epochs: int, batch: int, crop: RandomCrop, threads: bool) -> Iterator[int]:
     """Yield how many samples each batch has; with worker processes, or with decoding threads."""
     stream = ShardStream(
-        folder, global_batch_size=BATCH, epochs=epochs, decode=crop, decode_threads=WORKERS if threads else 0
+        folder, global_batch_size=batch, epochs=epochs, decode=crop, decode_threads=WORKERS if threads else 0
     )
-    for batch in Loader(stream, workers=0 if threads else WORKERS, transform=collated):
-        yield len(batch["txt"])
+    for made in Loader(stream, workers=0 if threads else WORKERS, transform=collated):
+        yield len(made["txt"])
 
 
-def records_of_webdataset(folder: str, epochs: int) -> Iterator[int]:
+def records_of_webdataset(folder: str, epochs: int, _: int) -> Iterator[int]:
     """Yield 1 for each sample, not decoded."""
     import webdataset as wds
 
@@ -137,10 +137,10 @@ def records_of_webdataset(folder: str, epochs: int) -> Iterator[int]:
             yield 1
 
 
-def records_of_stream(folder: str, epochs: int) -> Iterator[int]:
+def records_of_stream(folder: str, epochs: int, batch: int) -> Iterator[int]:
     """Yield how many samples each batch has, not decoded."""
-    for batch in ShardStream(folder, global_batch_size=BATCH, lanes=RECORD_LANES, epochs=epochs):
-        yield len(batch)
+    for samples in ShardStream(folder, global_batch_size=batch, lanes=RECORD_LANES, epochs=epochs):
+        yield len(samples)
 
 
 def decoding_alone(folder: str, epochs: int, crop: RandomCrop) -> Iterator[int]:
@@ -161,27 +161,26 @@ def decoding_alone(folder: str, epochs: int, crop: RandomCrop) -> Iterator[int]:
 
 
 PARTS = {
-    "webdataset": lambda folder, epochs: by_webdataset(folder, epochs, RandomCrop(decoder="pillow")),
-    "usual": lambda folder, epochs: by_usual_webdataset(folder, epochs, RandomCrop(decoder="pillow")),
-    "processes": lambda folder, epochs: by_stream(folder, epochs, RandomCrop(decoder="pillow"), False),
-    "threads": lambda folder, epochs: by_stream(folder, epochs, RandomCrop(decoder="pillow"), True),
-    "turbo_processes": lambda folder, epochs: by_stream(folder, epochs, RandomCrop(), False),
-    "turbo_threads": lambda folder, epochs: by_stream(folder, epochs, RandomCrop(), True),
-    "limit": lambda folder, epochs: decoding_alone(folder, epochs, RandomCrop(decoder="pillow")),
-    "turbo_limit": lambda folder, epochs: decoding_alone(folder, epochs, RandomCrop()),
+    "webdataset": lambda *of: by_webdataset(*of, RandomCrop(decoder="pillow")),
+    "usual": lambda *of: by_usual_webdataset(*of, RandomCrop(decoder="pillow")),
+    "processes": lambda *of: by_stream(*of, RandomCrop(decoder="pillow"), False),
+    "threads": lambda *of: by_stream(*of, RandomCrop(decoder="pillow"), True),
+    "turbo_processes": lambda *of: by_stream(*of, RandomCrop(), False),
+    "turbo_threads": lambda *of: by_stream(*of, RandomCrop(), True),
+    "limit": lambda folder, epochs, _: decoding_alone(folder, epochs, RandomCrop(decoder="pillow")),
+    "turbo_limit": lambda folder, epochs, _: decoding_alone(folder, epochs, RandomCrop()),
     "records_webdataset": records_of_webdataset,
     "records": records_of_stream,
 }
 
 
-def measure(part: str, folder: str, epochs: int, first: int) -> None:
+def measure(part: str, folder: str, epochs: int, first: int, batch: int) -> None:
     """Run a part here; print CPU and wall seconds a sample, counted from the end of the first `first` samples."""
     torch.set_num_threads(1)
     done, begun = 0, None
     is_limit = part.endswith("limit")
-    for count in PARTS[part](
-        folder, epochs + 1
-    ):  # one more than is counted: workers that are done take their time along
+    # One epoch more than is counted: workers that are done take their time along.
+    for count in PARTS[part](folder, epochs + 1, batch):
         done += count
         if begun is None and done >= first:
             begun = (done, _cpu(not is_limit), time.monotonic())
@@ -204,7 +203,9 @@ def _cpu(with_children: bool) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=4000)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--distinct", type=int, default=DISTINCT, help="pictures, that come again and again")
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--epochs", type=int, default=4, help="2 or more, the first of which is not counted")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parts", nargs="*", default=list(PARTS), help="those to run")
     parser.add_argument("--webdataset", type=Path, default=WEBDATASET_FOLDER, help="folder with webdataset 1.0.2")
@@ -212,18 +213,21 @@ def main() -> None:
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.part:
-        measure(given.part, given.folder, given.epochs, given.samples)
+        measure(given.part, given.folder, given.epochs, given.samples, given.batch)
+    if given.epochs < 2 or given.samples < given.batch:
+        parser.error("give 2 epochs or more, and the samples of a batch at least")
     with tempfile.TemporaryDirectory(prefix="pairmill-bench-") as name:
-        mean_bytes = write_shards(Folder(f"{name}/shards"), given.samples, Path(name))
+        mean_bytes = write_shards(Folder(f"{name}/shards"), given.samples, Path(name), given.distinct)
         results: dict[str, list[dict[str, float]]] = {part: [] for part in given.parts}
         paths = [str(found(given.webdataset, "webdataset", WEBDATASET)), *sys.path]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         for _ in range(given.rounds):
             for part in given.parts:
                 epochs = given.epochs * (8 if part.startswith("records") else 1)
-                first = min(given.samples, 2 * DISTINCT) if part.endswith("limit") else given.samples // BATCH * BATCH
+                whole = given.samples // given.batch * given.batch
+                first = min(given.samples, 2 * DISTINCT) if part.endswith("limit") else whole
                 command = [sys.executable, __file__, "--part", part, "--folder", f"{name}/shards"]
-                command += ["--epochs", str(epochs), "--samples", str(first)]
+                command += ["--epochs", str(epochs), "--samples", str(first), "--batch", str(given.batch)]
                 done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
                 results[part].append(json.loads(done.stdout))
     print(json.dumps({"picture_bytes": mean_bytes} | summary(results), indent=2))

@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32_768)
     parser.add_argument("--whole-rows", type=int, default=16_384, help="of the whole matrix; `--rows` at most")
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--tile", type=int, default=1024)
+    parser.add_argument("--tile", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=OBJECTIVES)

@@ -1,11 +1,14 @@
-"""The peers that the stream is measured beside, each in a folder of its own: they would not share our environment.
+"""The peers that stream and trainer are measured beside, each in a folder of its own.
 
-`make bench` puts them there; by hand it is one line, which is printed when a peer is missing.
+They would not share our environment. `make bench` puts them there; by hand it is one line, which is printed when a
+peer is missing.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import json
 import sys
 import types
 from collections.abc import Callable
@@ -16,6 +19,8 @@ WEBDATASET = "webdataset==1.0.2"
 STREAMING = "mosaicml-streaming==0.13.0"
 WEBDATASET_FOLDER = Path(sys.prefix) / "webdataset-1"
 STREAMING_FOLDER = Path(sys.prefix) / "mosaicml-streaming"
+OPEN_CLIP = "open_clip_torch==3.3.0"
+OPEN_CLIP_FOLDER = Path(sys.prefix) / "open-clip"
 
 
 def found(folder: Path, package: str, requirement: str) -> Path:
@@ -37,3 +42,34 @@ def py1e(folder: Path) -> Callable[..., Any]:
         sys.modules[name] = package
     shuffle: Callable[..., Any] = importlib.import_module("streaming.base.shuffle.py1e").get_shuffle_py1e
     return shuffle
+
+
+def open_clip_class(folder: Path) -> Any:
+    """Return open_clip's class `CLIP`; its module is loaded alone.
+
+    Where torchvision is not installed, an empty class stands for the one thing that is taken from it, a frozen
+    BatchNorm, which no model is built with.
+    """
+    root = found(folder, "open_clip", OPEN_CLIP) / "open_clip"
+    if "open_clip" not in sys.modules:
+        package = types.ModuleType("open_clip")
+        package.__path__ = [str(root)]
+        sys.modules["open_clip"] = package
+        if importlib.util.find_spec("torchvision") is None:
+            _import_without_torchvision("open_clip.utils")
+    return importlib.import_module("open_clip.model").CLIP
+
+
+def open_clip_model(folder: Path, name: str) -> Any:
+    """Return open_clip's model of that name, its weights random."""
+    file = found(folder, "open_clip", OPEN_CLIP) / "open_clip" / "model_configs" / f"{name}.json"
+    return open_clip_class(folder)(**json.loads(file.read_text(encoding="utf-8")))
+
+
+def _import_without_torchvision(module: str) -> None:
+    names = ("torchvision", "torchvision.ops", "torchvision.ops.misc")
+    sys.modules.update({name: types.ModuleType(name) for name in names})
+    sys.modules[names[-1]].FrozenBatchNorm2d = type("FrozenBatchNorm2d", (), {})  # type: ignore[attr-defined]
+    importlib.import_module(module)
+    for name in names:
+        del sys.modules[name]  # or others would take it for torchvision

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 
+import prometheus_client
 import psutil
 from ray.util.metrics import Counter as RayCounter
 from ray.util.metrics import Gauge, Histogram
+
+from infra.errors import UserError
 
 _MAX_LABELLED_HOSTS = 300
 _labelled_hosts: set[str] = set()
@@ -114,3 +118,61 @@ def observe_memory() -> int:
     resident = int(psutil.Process().memory_info().rss)
     worker_memory_bytes().set(resident, tags={"pid": str(os.getpid())})
     return resident
+
+
+TRAINING: dict[str, str] = {
+    "step": "Steps taken",
+    "samples": "Samples seen",
+    "epoch": "Epochs seen",
+    "loss": "Loss, mean since the line before",
+    "accuracy": "Share of pairs ranked first in the batch",
+    "temperature": "1 / logit scale",
+    "learning_rate": "Learning rate",
+    "gradient_norm": "Norm of the gradient before clipping",
+    "parameter_norm": "Norm of the parameters",
+    "samples_per_s": "Samples a second, all ranks",
+    "samples_per_s_device": "Samples a second of each rank",
+    "mfu": "Model FLOP/s by the devices' peak",
+    "waiting_share": "Share of the time spent waiting for data",
+    "checkpoint_pause_s": "Seconds the loop has waited for checkpoints",
+    "skipped": "Samples that could not be used since the line before",
+    "dropped_steps": "Bad steps dropped",
+    "memory_bytes": "Resident memory of rank 0, bytes",
+    "device_memory_bytes": "Most memory that rank 0 has had on its device, bytes",
+    "seconds": "Training time, all interruptions",
+    "zero_shot": "Top-1 accuracy on the suite",
+}
+"""Fields of a training run's log that are exported, as `pairmill_train_FIELD`, and what they are."""
+
+
+class TrainingGauges:
+    """A training run's numbers, served at `http://HOST:PORT/metrics`: no Ray agent runs beside a trainer.
+
+    Args:
+        port: of this machine.
+
+    Raises:
+        UserError: it is taken.
+    """
+
+    def __init__(self, port: int) -> None:
+        registry = prometheus_client.CollectorRegistry()
+        self._gauges = {
+            name: prometheus_client.Gauge(f"pairmill_train_{name}", text, registry=registry)
+            for name, text in TRAINING.items()
+        }
+        try:
+            self._server, self._thread = prometheus_client.start_http_server(port, registry=registry)
+        except OSError as error:
+            raise UserError(f"log.prometheus_port: {port} cannot be served on ({error}); choose another") from None
+
+    def set(self, values: Mapping[str, float]) -> None:
+        """Set those of the values that are exported."""
+        for name in values.keys() & self._gauges.keys():
+            self._gauges[name].set(values[name])
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -21,6 +20,7 @@ from infra.errors import UserError
 from infra.logs import log
 from infra.storage import storage_failures
 from ingest import tsv
+from ingest.characters import LONE_SURROGATE, Replaced
 
 ROWS_PER_BATCH = 16_384
 PARQUET_BUFFER_BYTES = 4 * 2**20
@@ -32,7 +32,6 @@ FORMATS = {
 RAGGED_TOLD = 5
 """Lines of another number of fields that are told one by one; of the others their number is."""
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _BROKEN = (OSError, EOFError, UnicodeDecodeError, pa.ArrowInvalid)
 
 
@@ -164,8 +163,11 @@ def _parquet(source: Source, columns: Columns) -> Iterator[pa.Table]:
         pq.ParquetFile(stream, pre_buffer=False, buffer_size=PARQUET_BUFFER_BYTES) as file,
     ):
         wanted = _wanted(file.schema_arrow.names, source, columns)
+        replaced, row = Replaced(), 0
         for batch in file.iter_batches(ROWS_PER_BATCH, columns=wanted):
-            yield pa.Table.from_batches([batch])
+            yield replaced.table(pa.Table.from_batches([batch]), source.path, row)
+            row += batch.num_rows
+        replaced.tell(source.path)
 
 
 def _csv(source: Source, columns: Columns) -> Iterator[pa.Table]:
@@ -244,7 +246,7 @@ def _jsonl(source: Source, columns: Columns) -> Iterator[pa.Table]:
     """The first batch of rows decides which columns there are; values that are no text are kept as JSON."""
     names: list[str] | None = None
     wanted: list[str] = []
-    halves = _Halves()
+    replaced = Replaced()
     with source.open() as stream:
         for rows in _json_batches(source, stream):
             if names is None:
@@ -252,13 +254,9 @@ def _jsonl(source: Source, columns: Columns) -> Iterator[pa.Table]:
                 wanted = _writable(_wanted(names, source, columns), source)
             if columns.others is None:
                 _no_new_keys(rows, names, source)
-            texts = ([_text(row.get(name), number, halves) for name in wanted] for number, row in rows)
+            texts = ([_text(row.get(name), number, replaced) for name in wanted] for number, row in rows)
             yield _text_table(wanted, list(texts))
-    if halves.values:
-        log.warning(
-            "%s: %d values hold half a character (a lone surrogate, the first in line %d); U+FFFD stands there now",
-            source.path, halves.values, halves.first_line,
-        )  # fmt: skip
+    replaced.tell(source.path)
 
 
 def _json_batches(source: Source, stream: IO[bytes]) -> Iterator[list[tuple[int, dict[str, Any]]]]:
@@ -294,7 +292,7 @@ def _no_new_keys(rows: list[tuple[int, dict[str, Any]]], names: list[str], sourc
 
 def _writable(names: list[str], source: Source) -> list[str]:
     for name in names:
-        if _LONE_SURROGATE.search(name):
+        if LONE_SURROGATE.search(name):
             raise UserError(
                 f"{source.path}: the key {name!a} holds half a character; rename it, "
                 "or name the columns to carry along, without it, with --columns"
@@ -302,23 +300,11 @@ def _writable(names: list[str], source: Source) -> list[str]:
     return names
 
 
-@dataclass
-class _Halves:
-    """How many values of a file held lone surrogates, which JSON can name and no file can hold."""
-
-    values: int = 0
-    first_line: int = 0
-
-
-def _text(value: Any, line: int, halves: _Halves) -> str | None:
+def _text(value: Any, line: int, replaced: Replaced) -> str | None:
     """Return a value as text that can be written."""
     if value is None:
         return None
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if not text.isascii() and _LONE_SURROGATE.search(text):
-        halves.values, halves.first_line = halves.values + 1, halves.first_line or line
-        return _LONE_SURROGATE.sub("\ufffd", text)
-    return text
+    return replaced.text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), line)
 
 
 def _txt(source: Source, columns: Columns) -> Iterator[pa.Table]:

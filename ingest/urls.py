@@ -16,6 +16,8 @@ _PLAIN_HOST = re.compile(r"https?://([a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)\.?(?::[0-
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _UNDECODED = re.compile("[\udc80-\udcff]")
 MAX_HOST_CHARACTERS = 253
+_NO_URL = (ValueError, IndexError)
+"""What yarl raises for text that is no URL; an IndexError over `http://[]@`."""
 
 
 def canonical(url: str | None) -> str | None:
@@ -32,9 +34,10 @@ def canonical(url: str | None) -> str | None:
     if host_of(trimmed) is None or _CONTROL.search(trimmed):
         return None
     try:
-        return str(canonicalize_url(trimmed))
+        found = str(canonicalize_url(trimmed))
     except (ValueError, UnicodeError):
         return None
+    return found if host_of(found) is not None else None
 
 
 def host_of(url: str) -> str | None:
@@ -49,10 +52,11 @@ def host_of(url: str) -> str | None:
     else:
         try:
             parsed = URL(url)
-        except ValueError:
+        except _NO_URL:
             return None
         host = parsed.raw_host if parsed.scheme in ("http", "https") else None
-    if not host or len(host) > MAX_HOST_CHARACTERS or not host.isascii():
+    # A backslash, which some yarl take for a host's and some refuse, is a slash to others: the host is not certain.
+    if not host or len(host) > MAX_HOST_CHARACTERS or not host.isascii() or "\\" in host:
         return None
     return host.rstrip(".") or None
 
@@ -68,7 +72,7 @@ def as_sent(url: str) -> str | None:
         return url
     try:
         return str(URL(_UNDECODED.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", url)))
-    except ValueError:
+    except _NO_URL:
         return None
 
 

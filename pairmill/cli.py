@@ -248,6 +248,23 @@ def evaluate(
     emit([pipeline.evaluate(checkpoint, one) for one in suite], json, show.evaluations)
 
 
+@app.command
+def export(
+    checkpoint: Annotated[str, Parameter(help="run folder, or one checkpoint of it")],
+    *,
+    format: Annotated[
+        Literal["open_clip", "huggingface"],
+        Parameter(help="open_clip: a folder for `local-dir:`; huggingface: one for `CLIPModel.from_pretrained`"),
+    ],
+    out: Annotated[str, Parameter(help="new folder or URL for weights, configuration and tokenizer")],
+    json: Json = False,
+) -> None:
+    """Write a trained model as open_clip or Hugging Face load it."""
+    from train.export import export as run_export
+
+    emit(run_export(checkpoint, format, out), json, show.mapping)
+
+
 def emit(result: Any, as_json: bool, render: Any) -> None:
     """Print `result` on standard output: as JSON, or as `render` shows it to a person."""
     if as_json:

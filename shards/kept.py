@@ -96,6 +96,22 @@ class KeepList:
         return found[(found >= first) & (found < stop)]
 
 
+def of_folder(keep: KeepList | str | os.PathLike[str] | None, folder: Folder, index: Index) -> KeepList | None:
+    """Return the keep list of a folder, loaded where a file is named; None where all samples are kept.
+
+    Raises:
+        UserError: as `load`, or a list of a folder of another size.
+    """
+    if keep is not None and not isinstance(keep, KeepList):
+        return load(keep, folder, index)
+    if keep is not None and keep.samples != index.samples:
+        raise UserError(
+            f"{folder.url}: the keep list is of a folder of {keep.samples} samples, here are "
+            f"{index.samples}; give this folder's own"
+        )
+    return keep
+
+
 def load(where: str | os.PathLike[str], folder: Folder, index: Index) -> KeepList:
     """Read a keep list: keys, one a line, or a parquet file's column `key`; any fsspec URL.
 

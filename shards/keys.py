@@ -8,8 +8,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infra.storage import Folder
-from shards.index import Shard, scan_samples
+from shards.index import Shard
 from shards.layout import Status
+from shards.scan import scan_samples
 
 
 def keys_in(folder: Folder, shard: Shard) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -17,7 +16,7 @@ from shards import kept
 from shards import sample as one_sample
 from shards.ahead import ReadAhead, Wanted, read_ahead
 from shards.batches import Batches, Place, Sample, SampleSource, Work
-from shards.cache import CACHE_BYTES, DiskCache
+from shards.cache import CACHE_BYTES
 from shards.holes import HoleLog
 from shards.index import load_or_scan
 from shards.kept import KeepList
@@ -31,6 +30,7 @@ from shards.order import (
     default_lanes,
     substitute,
 )
+from shards.reading import Reading
 from shards.reads import PATIENCE_S, READ_TIMEOUT_S, Piece, Reader, UnreadableShardError
 from shards.state import check_place, checked
 
@@ -64,6 +64,21 @@ class ShardStream(Batches):
     `StatefulDataLoader`'s state goes on at any item, under the same number of workers; without
     `persistent_workers` it iterates over the same epochs each time, so let `epochs` be all of the run's.
     `Loader` has none of these limits.
+
+    `decode` turns images to uint8 RGB `[H, W, 3]`, `txt` to str and `json` to its value; a function is called
+    with each sample instead (`shards.pictures.RandomCrop` is one), in `decode_threads` threads if there are
+    any. `keep` takes a part of the samples alone: a file of keys (see `shards.kept.load`), or a `KeepList`.
+
+    `lanes`, `block_samples` and `window_blocks` belong to the order (see `shards.order`), as `remainder` does.
+    `needs` names the members a sample must have (`image` for any image). `skip_unreadable` makes holes of
+    the samples of a shard that stays unreadable for `patience_s` seconds, instead of ending the run, and tries it
+    again every 10 minutes.
+    Beyond the windows in use, `read_ahead_bytes` are read ahead on `read_threads` threads.
+
+    A read that fails is tried again for `patience_s` seconds; one from an object store that takes longer
+    than `read_timeout_s` (and a second for each MiB) has failed. What is read is kept in `cache_folder`, on
+    a local disk, within `cache_bytes`: all ranks and loader workers of a node may share it, and other
+    streams with it (see `shards.cache`).
     """
 
     def __init__(
@@ -93,21 +108,6 @@ class ShardStream(Batches):
     ) -> None:
         """Open the folder and read its index; no sample is read yet.
 
-        `decode` turns images to uint8 RGB `[H, W, 3]`, `txt` to str and `json` to its value; a function is called
-        with each sample instead (`shards.pictures.RandomCrop` is one), in `decode_threads` threads if there are
-        any. `keep` takes a part of the samples alone: a file of keys (see `shards.kept.load`), or a `KeepList`.
-
-        `lanes`, `block_samples` and `window_blocks` belong to the order (see `shards.order`), as `remainder` does.
-        `needs` names the members a sample must have (`image` for any image). `skip_unreadable` makes holes of
-        the samples of a shard that stays unreadable for `patience_s` seconds, instead of ending the run, and tries it
-        again every 10 minutes.
-        Beyond the windows in use, `read_ahead_bytes` are read ahead on `read_threads` threads.
-
-        A read that fails is tried again for `patience_s` seconds; one from an object store that takes longer
-        than `read_timeout_s` (and a second for each MiB) has failed. What is read is kept in `cache_folder`, on
-        a local disk, within `cache_bytes`: all ranks and loader workers of a node may share it, and other
-        streams with it (see `shards.cache`).
-
         Raises:
             UserError: no shards, an index of another version, a batch, rank or world size that does not work
             out, a keep list that is none of this folder.
@@ -119,24 +119,16 @@ class ShardStream(Batches):
         check_threads(decode_threads, read_threads)
         if isinstance(needs, str):
             raise UserError(f"needs: {needs!r}; give a tuple of members, ({needs!r},)")
-        if cache_folder is not None and "://" in os.fspath(cache_folder):
-            raise UserError(f"cache_folder: {os.fspath(cache_folder)}: give a folder on a local disk")
         self.folder = folder if isinstance(folder, Folder) else Folder(folder)
         self.decode, self.needs, self.skip_unreadable = decode, needs, skip_unreadable
-        self.read_ahead_bytes, self.read_threads, self.patience_s = read_ahead_bytes, read_threads, patience_s
-        self.read_timeout_s, self.cache_folder, self.cache_bytes = read_timeout_s, cache_folder, cache_bytes
-        self._opened_s = time.time()  # for the cache: what is used from here on stays
+        self.read_ahead_bytes, self.read_threads = read_ahead_bytes, read_threads
+        self._reading = Reading(patience_s, read_timeout_s, cache_folder, cache_bytes)
         self.index = load_or_scan(self.folder)
-        self.kept = keep if isinstance(keep, KeepList) or keep is None else kept.load(keep, self.folder, self.index)
-        if self.kept is not None and self.kept.samples != self.index.samples:
-            raise UserError(
-                f"{self.folder.url}: the keep list is of a folder of {self.kept.samples} samples, here are "
-                f"{self.index.samples}; give this folder's own"
-            )
-        samples = self.index.samples if self.kept is None else len(self.kept)
-        lanes = default_lanes(global_batch_size) if lanes is None else lanes
+        self.kept = kept.of_folder(keep, self.folder, self.index)
         self.order = Order(
-            samples, global_batch_size, lanes, 1 if block_samples is None else block_samples,
+            self.index.samples if self.kept is None else len(self.kept), global_batch_size,
+            default_lanes(global_batch_size) if lanes is None else lanes,
+            1 if block_samples is None else block_samples,
             WINDOW_BLOCKS if window_blocks is None else window_blocks, seed, remainder,
         )  # fmt: skip
         if block_samples is None:
@@ -223,13 +215,7 @@ class ShardStream(Batches):
 
     def reader(self) -> Reader:
         """Return a reader of this stream's samples, with connections of its own."""
-        where, cache = self.cache_folder, None
-        if where is not None:
-            cache = DiskCache(where, self.cache_bytes, self._opened_s)
-        return Reader(
-            Folder(self.folder.url), self.index, self.patience_s, timeout_s=self.read_timeout_s, cache=cache,
-            block_samples=self.order.block_samples, kept=self.kept,
-        )  # fmt: skip
+        return self._reading.reader(self.folder, self.index, self.order.block_samples, self.kept)
 
     def _stand_in_reader(self) -> Reader:
         # One for all holes of a process, so that a shard that is lost costs the patience once.

@@ -80,7 +80,9 @@ def _in_parts(
             again = _encode(state, *part)
             # A parameter that the objective does not look at has no gradient.
             carried = [
-                (out, each[number]) for out, each in zip(again, gradients, strict=True) if each[number] is not None
+                (out, gradient)
+                for out, each in zip(again, gradients, strict=True)
+                if out is not None and (gradient := each[number]) is not None
             ]
             torch.autograd.backward([out for out, _ in carried], [gradient for _, gradient in carried])
     after.restore(state.device)

@@ -42,6 +42,11 @@ class DataConfig(Config):
         description="what decodes and resizes: Pillow (bicubic), or libjpeg-turbo and OpenCV where a picture is a "
         "plain JPEG, in a third of the time",
     )
+    pad_to: Literal["longest", "context"] = knob(
+        "longest",
+        "length of a batch's texts: its longest one, which saves arithmetic and changes no feature, or the whole "
+        "context, which compiled blocks prefer",
+    )
     workers: int = knob(0, "loader processes of each rank; 0: `threads` in the rank's own process", ge=0)
     threads: int = knob(2, "threads that decode and crop, on each rank without loader processes", ge=1)
     prefetch: int = knob(3, "batches prepared ahead, on each rank", ge=1)
@@ -73,17 +78,30 @@ class CheckpointConfig(Config):
     """When the run's state is written down."""
 
     every: Length = knob("10%", "distance between checkpoints, a length")
+    every_s: float = knob(0.0, "seconds between checkpoints, whichever comes first; 0: by length alone", ge=0)
     keep: int = knob(2, "newest checkpoints kept", ge=1)
+    keep_every: Length | None = knob(
+        None, "the first checkpoint at or after each multiple of this length is kept for ever; without: none is"
+    )
+    folder: str = knob("", "where they are kept, any fsspec URL of this run's own; empty: RUN/checkpoints")
+    asynchronous: bool = knob(True, "write while training goes on, from a copy in memory")
 
 
 class LogConfig(Config):
-    """What is written to log.jsonl."""
+    """What is written down of a run, and where."""
 
     every: Length = knob("10 steps", "distance between log lines, a length")
+    to: tuple[Literal["tensorboard", "wandb", "prometheus"], ...] = knob((), "where lines go besides log.jsonl")
+    project: str = knob("pairmill", "project in Weights & Biases")
+    prometheus_port: int = knob(9464, "port on which rank 0 serves its metrics", ge=1, le=65535)
+    peak_flops: float = knob(0.0, "what a device can do, FLOP/s, for `mfu`; 0: from a table of cards", ge=0)
+    stall_s: float = knob(
+        20.0, "seconds without a step after which the ranks that are behind are named; 0: nobody watches", ge=0
+    )
 
 
 class EvaluateConfig(Config):
-    """Zero-shot measurements while training."""
+    """Measurements while training: zero-shot, and retrieval where the suite has captions."""
 
     suite: str = Field(default="", description="suite folder measured during training; empty: none")
     every: Length = Field(default="20%", description="distance between measurements, a length")

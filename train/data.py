@@ -78,7 +78,8 @@ class PairReader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.config, self.rank, self.world_size = config, rank, world_size
+        self.config, self.tokenizer = config, tokenizer
+        self.rank, self.world_size = rank, world_size
         self.stream = open_stream(config, rank, world_size)
         self.preparation = self.stream.decode = Preparation(
             config, crop, tokenizer, context,
@@ -131,7 +132,7 @@ class PairReader:
     def _batch(self, columns: dict[str, Any]) -> Batch:
         return Batch(
             images=columns["images"].permute(0, 3, 1, 2),
-            tokens=pad(columns["ids"]),
+            tokens=pad(columns["ids"], self.preparation.context if self.config.pad_to == "context" else 0),
             numbers=columns["draws"],
             keys=tuple(columns["keys"]),
             skipped=tuple(columns["skipped"]),

@@ -69,8 +69,10 @@ def zero_gradients(parameters: Iterable[Tensor]) -> None:
 def _kinds(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
     """Return the gradients that are whole and those that are sharded: one operation takes either kind only."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
-    return [kind for kind in (whole, [one for one in gradients if isinstance(one, DTensor)]) if kind]
+    kinds: list[list[Tensor]] = [[], []]
+    for gradient in gradients:
+        kinds[isinstance(gradient, DTensor)].append(gradient)
+    return [kind for kind in kinds if kind]
 
 
 def _local(gradients: list[Tensor]) -> list[Tensor]:

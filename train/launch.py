@@ -25,7 +25,8 @@ from infra.lock import LOCK_NAME, exclusive
 from infra.storage import Folder
 from train.config import RunConfig
 from train.data import captions, open_stream
-from train.model import create_model
+from train.model import check_image_size, create_model
+from train.models import sizes_of
 from train.objectives import create_objective
 from train.tokenizer import TOKENIZER_NAME, create_tokenizer
 from train.worker import CONFIG_NAME, FAILURE_VARIABLE, RESULT_NAME, run_rank
@@ -104,7 +105,7 @@ def prepare(config: RunConfig, run: Path, world_size: int) -> dict[str, Any] | N
     create_objective(**config.objective.model_dump())
     if not folder.exists(TOKENIZER_NAME):
         create_tokenizer(config.tokenizer, captions(config.data.folder, config.data.caption_limit)).save(folder)
-    create_model(config.model)
+    _check_sides(config)
     folder.write_json(CONFIG_NAME, config.model_dump(mode="json"))
     return None
 
@@ -116,12 +117,21 @@ def _check_is_a_run(folder: Folder) -> None:
 
 
 def _check_groups(config: RunConfig, world_size: int) -> None:
-    group, local = config.model.vision.statistics_group, config.data.global_batch_size // world_size
+    model = sizes_of(config.model)
+    group = model.vision.statistics_group or model.statistics_group
+    local = config.data.global_batch_size // world_size
     if group and local % group:
         raise UserError(
             f"model.vision.statistics_group: {group} samples do not divide a rank's {local} "
             f"(batch {config.data.global_batch_size} over {world_size}); take a divisor of {local}"
         )
+
+
+def _check_sides(config: RunConfig) -> None:
+    model = create_model(config.model, device="meta")
+    check_image_size(model, config.data.image_size, "data.image_size")
+    if config.data.early_image_size:
+        check_image_size(model, config.data.early_image_size, "data.early_image_size")
 
 
 def leads() -> bool:
@@ -177,9 +187,8 @@ class Ranks:
         """
         try:
             with self._signals():
-                while any(process.poll() is None for process in self._processes):
-                    if any(process.returncode for process in self._processes):
-                        break
+                # Every one is asked each time: the first may wait for one that has died.
+                while None in (codes := [process.poll() for process in self._processes]) and not any(codes):
                     time.sleep(POLL_S)
                 ended = self._ended_within(GRACE_S)
             self._raise_failure(ended)

@@ -1,21 +1,21 @@
-"""RUN/log.jsonl: one JSON object a log line, continued without a gap or an overlap after an interruption."""
+"""The log lines of a run: what they say. `train/sinks/` has where they go."""
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from torch.distributed.tensor import DTensor
 
 from infra.logs import Meter, log
-from infra.storage import Folder, full_disk_is_named
+from train.flops import flops_a_sample, peak_flops
 from train.parallel import gather_states, mean_over_ranks, rank, world_size
+from train.sinks import open_sinks
 from train.state import TrainingState
 
-LOG_NAME = "log.jsonl"
 SKIPPED_NAMED = 4
 """Samples of each rank that a warning about skipped ones names by number."""
 
@@ -27,59 +27,92 @@ class TrainingLog:
         folder: the run's folder; lines of steps that are about to be repeated are taken out of its log.
         state: the run.
         meter: shows the newest numbers.
+
+    Raises:
+        UserError: something that lines are to go to is not installed.
     """
 
     def __init__(self, folder: Path, state: TrainingState, meter: Meter) -> None:
-        self.path, self.state, self.meter = folder / LOG_NAME, state, meter
+        self.state, self.meter = state, meter
         self.every = state.steps_of(state.config.log.every)
-        self.last: dict[str, Any] = {}
-        self._sums: dict[str, float] = {}
-        self._steps = 0
-        self._started, self._waited_s = time.monotonic(), state.data.waited_s
-        if rank() == 0:
-            kept = [line for line in lines(self.path) if line["step"] <= state.step]
-            Folder(folder).write(LOG_NAME, "".join(json.dumps(line) + "\n" for line in kept).encode())
-            self.last = kept[-1] if kept else {}
+        self.shape = (0, 0)
+        self._sinks = open_sinks(state.config, folder, state.step) if rank() == 0 else []
+        self._peak = peak_flops(state.device, state.dtype, state.config.log.peak_flops)
+        self._flops: dict[tuple[int, int], float] = {}
+        self._begin()
 
-    def step(self, numbers: dict[str, float]) -> None:
-        """Take in one step's numbers; every rank must call it."""
+    def __enter__(self) -> TrainingLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+    def step(self, numbers: dict[str, float], pause_s: float = 0.0) -> None:
+        """Take in one step's numbers (none for a dropped step); every rank must call it.
+
+        Args:
+            numbers: this rank's.
+            pause_s: seconds that the loop has waited for checkpoints so far.
+        """
         for name, value in numbers.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._steps += 1
+        self._taken += bool(numbers)
         self.meter.advance(self.state.config.data.global_batch_size)
         if self.state.step % self.every == 0 or self.state.samples >= self.state.total:
-            self._write()
+            self._write(pause_s)
+            self._begin()
 
     def note(self, numbers: dict[str, Any]) -> None:
         """Write a line of its own, for a measurement."""
-        if rank() == 0:
-            self._append({"step": self.state.step, "samples": self.state.samples, **numbers})
+        self._put({"step": self.state.step, "samples": self.state.samples, **numbers})
 
-    def _write(self) -> None:
-        seconds = time.monotonic() - self._started
-        waiting = (self.state.data.waited_s - self._waited_s) / max(seconds, 1e-9)
+    def _begin(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._steps = self._taken = 0
+        self._started, self._waited_s = time.monotonic(), self.state.data.waited_s
+
+    def _write(self, pause_s: float) -> None:
+        state, seconds = self.state, max(time.monotonic() - self._started, 1e-9)
+        waiting = (state.data.waited_s - self._waited_s) / seconds
         skipped = self._skipped()
-        means = mean_over_ranks([*(total / self._steps for total in self._sums.values()), waiting])
+        means = mean_over_ranks([*(total / self._taken for total in self._sums.values()), waiting])
+        speed = self._steps * state.config.data.global_batch_size / seconds
         line = {
-            "step": self.state.step,
-            "samples": self.state.samples,
-            "epoch": round(self.state.samples / self.state.data.epoch_samples, 3),
+            "step": state.step,
+            "samples": state.samples,
+            "epoch": round(state.samples / state.data.epoch_samples, 3),
             **dict(zip(self._sums, means, strict=False)),
             # Not 1 / exp: the scale of a run that diverges is 0, which the gradient's own check is to say.
-            "temperature": self.state.model.logit_scale.neg().exp().item(),
-            "learning_rate": self.state.optimizer.param_groups[0]["lr"],
-            "samples_per_s": self._steps * self.state.config.data.global_batch_size / max(seconds, 1e-9),
+            "temperature": state.model.logit_scale.neg().exp().item(),
+            "learning_rate": state.optimizer.param_groups[0]["lr"],
+            "parameter_norm": _parameter_norm(state),
+            "samples_per_s": speed,
+            "samples_per_s_device": speed / world_size(),
+            **self._utilisation(speed / world_size()),
             "waiting_share": means[-1],
+            "checkpoint_pause_s": round(pause_s, 3),
             "skipped": skipped,
+            "dropped_steps": state.guard.dropped,
             "memory_bytes": psutil.Process().memory_info().rss,
-            "seconds": self.state.seconds,
+            "seconds": state.seconds,
         }
-        self.last = line
-        if rank() == 0:
-            self._append(line)
-            self.meter.advance(0, loss=line["loss"], accuracy=line["accuracy"], per_s=line["samples_per_s"])
-        self._sums, self._steps = {}, 0
-        self._started, self._waited_s = time.monotonic(), self.state.data.waited_s
+        if state.device.type == "cuda":
+            line["device_memory_bytes"] = torch.cuda.max_memory_allocated(state.device)
+        state.metrics = line
+        self._put(line)
+        shown = {"loss": "loss", "accuracy": "accuracy", "per_s": "samples_per_s"}
+        self.meter.advance(0, **{short: line[name] for short, name in shown.items() if name in line})
+
+    def _utilisation(self, speed: float) -> dict[str, float]:
+        """Return `mfu` at so many samples a second of a device; nothing where its peak is not known."""
+        if not self._peak or not all(self.shape):
+            return {}
+        if self.shape not in self._flops:
+            vocabulary = self.state.data.tokenizer.vocabulary
+            self._flops[self.shape] = flops_a_sample(self.state.config, vocabulary, *self.shape)
+        return {"mfu": speed * self._flops[self.shape] / self._peak}
 
     def _skipped(self) -> int:
         """Return how many samples of all ranks others stood in for since the last line; rank 0 names the first."""
@@ -94,19 +127,11 @@ class TrainingLog:
         own.clear()
         return total
 
-    def _append(self, line: dict[str, Any]) -> None:
-        with full_disk_is_named(str(self.path)), self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+    def _put(self, line: dict[str, Any]) -> None:
+        for sink in self._sinks:
+            sink.write(line)
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    """Return a log's lines; one that a killed process left unfinished is dropped."""
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found
+def _parameter_norm(state: TrainingState) -> float:
+    norm = torch.nn.utils.get_total_norm([parameter.detach() for parameter in state.model.parameters()])
+    return float(norm.full_tensor().item() if isinstance(norm, DTensor) else norm.item())

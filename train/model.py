@@ -3,84 +3,46 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infra.config import Config, nearest
 from infra.errors import UserError
-from train.towers.resnet import BasicBlock, ResidualTower
-from train.towers.text import ResidualAttentionBlock, Transformer
+from train.model_config import ModelConfig, ResNetConfig, TextConfig, VisionConfig, ViTConfig
+from train.models import MODELS, sizes_of
+from train.towers.initial import draw_defaults
+from train.towers.map_vit import MapVisionTransformer
+from train.towers.modified_resnet import ModifiedResNet
+from train.towers.resnet import ResidualTower
+from train.towers.transformer import Transformer
+from train.towers.vit import VisionTransformer
 
+__all__ = [
+    "MODELS",
+    "DualEncoder",
+    "Features",
+    "ModelConfig",
+    "ResNetConfig",
+    "TextConfig",
+    "ViTConfig",
+    "VisionConfig",
+    "create_model",
+]
 
-class VisionConfig(Config):
-    """The residual image tower."""
-
-    widths: tuple[int, ...] = Field(default=(48, 96, 192, 384), description="channels of each stage")
-    depths: tuple[int, ...] = Field(default=(1, 1, 1, 1), description="residual blocks of each stage")
-    stem_stride: int = Field(default=2, ge=1, description="stride of the first convolution, pixels")
-    pool_grid: int = Field(
-        default=1,
-        ge=1,
-        description="cells a side that the last stage is averaged to before the projection; 1: one mean over all",
-    )
-    statistics_group: int = Field(
-        default=0,
-        ge=0,
-        description="samples whose batch statistics are taken together; every rank must hold whole groups, "
-        "then gradients do not depend on the world size (0: the rank's whole batch)",
-    )
-
-    @model_validator(mode="after")
-    def _one_depth_a_width(self) -> VisionConfig:
-        if len(self.widths) != len(self.depths):
-            raise ValueError(f"{len(self.widths)} widths but {len(self.depths)} depths: give one depth for each width")
-        return self
-
-
-class TextConfig(Config):
-    """The causal text transformer."""
-
-    context: int = Field(
-        default=32, ge=4, description="longest text, tokens; longer ones are cut with their end token kept"
-    )
-    width: int = Field(default=256, ge=8, description="channels")
-    layers: int = Field(default=2, ge=1, description="blocks")
-    heads: int = Field(default=4, ge=1, description="attention heads")
-    activation: Literal["gelu", "quick_gelu"] = Field(default="gelu", description="perceptron's activation")
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> TextConfig:
-        if self.width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide a width of {self.width}: choose a divisor")
-        return self
-
-
-class ModelConfig(Config):
-    """Sizes of both towers; `name` takes those of a known model."""
-
-    name: str = Field(default="", description="a name known to `create_model`; empty: the sizes given here")
-    embed_dim: int = Field(default=256, ge=2, description="length D of the features")
-    vision: VisionConfig = Field(default=VisionConfig(), description="image tower")
-    text: TextConfig = Field(default=TextConfig(), description="text tower")
-    temperature: float = Field(default=0.07, gt=0, description="initial temperature (1 / logit scale)")
-
-
-MODELS: dict[str, ModelConfig] = {
-    "RN10-small": ModelConfig(),
-    "RN10-tiny": ModelConfig(
-        embed_dim=32,
-        vision=VisionConfig(widths=(8, 16), depths=(1, 1)),
-        text=TextConfig(context=16, width=32, layers=1, heads=2),
-    ),
-}
+ImageTower = ResidualTower | ModifiedResNet | VisionTransformer | MapVisionTransformer
 
 
 class Features(NamedTuple):
-    """What the objectives read: unit features `[B, D]` of both towers, logit scale and bias (float32 scalars)."""
+    """What the objectives read.
+
+    Attributes:
+        image: unit features `[B, D]` of the pictures, float32.
+        text: those of the texts.
+        logit_scale: what a cosine is multiplied by, float32.
+        logit_bias: what is added then (SigLIP), float32; None for a model without.
+    """
 
     image: Tensor
     text: Tensor
@@ -91,36 +53,58 @@ class Features(NamedTuple):
 class DualEncoder(nn.Module):
     """CLIP (Radford et al. 2021, section 2.3), with OpenAI's parameter names.
 
+    Built with no weights drawn: `create_model` does both.
+
     Args:
-        config: sizes of both towers.
+        config: sizes of both towers; its `name` is not looked at.
         vocabulary: token ids lie in `[0, vocabulary)`, and the end-of-text token is the largest id of a text.
     """
 
     def __init__(self, config: ModelConfig, vocabulary: int) -> None:
         super().__init__()
-        vision, text = config.vision, config.text
-        self.visual = ResidualTower(
-            vision.widths,
-            vision.depths,
-            config.embed_dim,
-            stem_stride=vision.stem_stride,
-            pool_grid=vision.pool_grid,
-            group=vision.statistics_group,
+        text = config.text
+        self.config = config
+        self.visual = _image_tower(config)
+        self.transformer = Transformer(
+            text.width, text.layers, text.heads, text.activation, causal=text.causal, epsilon=text.epsilon
         )
-        self.transformer = Transformer(text.width, text.layers, text.heads, text.activation)
         self.context_length = text.context
         self.token_embedding = nn.Embedding(vocabulary, text.width)
         self.positional_embedding = nn.Parameter(torch.empty(text.context, text.width))
-        self.ln_final = nn.LayerNorm(text.width)
+        self.ln_final = nn.LayerNorm(text.width, text.epsilon)
         self.text_projection = nn.Parameter(torch.empty(text.width, config.embed_dim))
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
-        nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.positional_embedding, std=0.01)
-        nn.init.normal_(self.text_projection, std=text.width**-0.5)
+        self.text_projection_bias = nn.Parameter(torch.empty(config.embed_dim)) if text.projection_bias else None
+        self.logit_scale = nn.Parameter(torch.empty(()))
+        self.logit_bias = nn.Parameter(torch.empty(())) if config.logit_bias is not None else None
+
+    @property
+    def image_size(self) -> int | None:
+        """Side of the pictures that the image tower takes, pixels; None: any."""
+        return getattr(self.visual, "image_size", None)
 
     def blocks(self) -> list[nn.Module]:
-        """Return the repeated blocks of both towers, in forward order."""
-        return [block for block in self.modules() if isinstance(block, BasicBlock | ResidualAttentionBlock)]
+        """Return the repeated blocks of both towers, in forward order: what is checkpointed, compiled and sharded."""
+        return self.visual.blocks() + self.transformer.blocks()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw all weights and set all buffers, in place.
+
+        A model built on the meta device and emptied onto another begins as one built there under the same seed.
+        """
+        width = self.ln_final.weight.shape[0]
+        self.visual.init_weights()
+        self.transformer.init_weights(shrinking=True)
+        draw_defaults(self.token_embedding)
+        draw_defaults(self.ln_final)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.normal_(self.text_projection, std=width**-0.5)
+        if self.text_projection_bias is not None:
+            nn.init.zeros_(self.text_projection_bias)
+        nn.init.constant_(self.logit_scale, math.log(1 / self.config.temperature))
+        if self.logit_bias is not None:
+            nn.init.constant_(self.logit_bias, self.config.logit_bias or 0.0)
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
         """Map normalised images `[B, 3, H, W]` to features `[B, D]`."""
@@ -130,33 +114,82 @@ class DualEncoder(nn.Module):
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
         """Map token ids `[B, L]`, `L <= context`, padded with 0 after the end token, to features `[B, D]`.
 
-        Attention is causal, so columns of padding alone may be left out: the features do not change.
+        Where attention is causal, columns of padding alone may be left out: the features do not change.
+        Elsewhere they are put back to the whole context.
         """
+        text = self.config.text
+        if not text.causal or text.pool == "last":
+            tokens = F.pad(tokens, (0, self.context_length - tokens.shape[1]))
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        x = self.ln_final(self.transformer(x))
-        x = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)] @ self.text_projection
+        x = self.transformer(x)
+        end = torch.full_like(tokens[:, 0], -1) if text.pool == "last" else tokens.argmax(dim=-1)
+        x = self.ln_final(x[torch.arange(len(x), device=x.device), end]) @ self.text_projection
+        if self.text_projection_bias is not None:
+            x = x + self.text_projection_bias
         return _unit(x) if normalize else x
 
     def forward(self, images: Tensor, tokens: Tensor) -> Features:
         """Encode pairs: images `[B, 3, H, W]` and token ids `[B, L]` to unit `Features`."""
         image = self.encode_image(images, normalize=True)
         text = self.encode_text(tokens, normalize=True)
-        return Features(image, text, self.logit_scale.exp())
+        return Features(image, text, self.logit_scale.exp(), self.logit_bias)
 
 
-def create_model(config: str | ModelConfig, vocabulary: int = 49408) -> DualEncoder:
-    """Build a dual encoder from sizes or from a known name.
+def create_model(
+    config: str | ModelConfig, vocabulary: int = 49408, device: str | torch.device | None = None
+) -> DualEncoder:
+    """Build a dual encoder from sizes or from a known name, such as `ViT-B-32`, and draw its weights.
+
+    Args:
+        config: sizes, or a key of `MODELS`.
+        vocabulary: token ids lie in `[0, vocabulary)`.
+        device: where it is built; on `meta` nothing is drawn, which `to_empty` and `init_weights` make up for.
 
     Raises:
         UserError: no model has that name; the message names the nearest one.
     """
-    name = config if isinstance(config, str) else config.name
-    if name:
-        if name not in MODELS:
-            raise UserError(f"model.name: no model is called {name!r}{nearest(name, list(MODELS))}")
-        config = MODELS[name]
-    assert isinstance(config, ModelConfig)
-    return DualEncoder(config, vocabulary)
+    sizes = sizes_of(config)
+    place = torch.device(device) if device is not None else torch.get_default_device()
+    with torch.device("meta"):
+        model = DualEncoder(sizes, vocabulary)
+    if place.type != "meta":
+        model.to_empty(device=place)
+        model.init_weights()
+    return model
+
+
+def check_image_size(model: DualEncoder, side: int, option: str) -> None:
+    """Raise UserError if the model takes pictures of another side (pixels) than `option` asks for."""
+    if model.image_size not in (None, side):
+        raise UserError(f"{option}: {side} pixels, but the model takes pictures of {model.image_size}; set it to that")
+
+
+def _image_tower(config: ModelConfig) -> ImageTower:
+    vit, resnet, residual = config.vit, config.resnet, config.vision
+    if vit is not None:
+        sizes = (vit.image_size, vit.patch_size, vit.width, vit.layers, vit.heads)
+        if vit.pool == "attention":
+            return MapVisionTransformer(*sizes, activation=vit.activation, patch_dropout=config.patch_dropout)
+        return VisionTransformer(
+            *sizes, config.embed_dim, activation=vit.activation, patch_dropout=config.patch_dropout
+        )
+    if resnet is not None:
+        return ModifiedResNet(
+            resnet.layers,
+            resnet.width,
+            resnet.heads,
+            config.embed_dim,
+            resnet.image_size,
+            group=config.statistics_group,
+        )
+    return ResidualTower(
+        residual.widths,
+        residual.depths,
+        config.embed_dim,
+        stem_stride=residual.stem_stride,
+        pool_grid=residual.pool_grid,
+        group=residual.statistics_group or config.statistics_group,
+    )
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from infra.config import Config
@@ -27,9 +27,19 @@ class OptimConfig(Config):
     beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(default=0.98, ge=0, lt=1, description="decay of the second moment")
     epsilon: float = Field(default=1e-6, gt=0, description="added to the root of the second moment")
-    schedule: Literal["cosine", "constant"] = Field(default="cosine", description="shape after the warm-up")
+    schedule: Literal["cosine", "constant", "wsd"] = Field(
+        default="cosine", description="shape after the warm-up; wsd: constant, then down to 0 over `decay`"
+    )
     warmup: Length = Field(default="2%", description="length of the linear warm-up")
+    decay: Length = Field(default="10%", description="length of the way down to 0 at the end of `wsd`")
     clip_norm: float = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
+    on_bad_step: Literal["stop", "skip"] = Field(
+        default="stop", description="what a bad step does: end the run, or be dropped on all ranks and counted"
+    )
+    spike: float = Field(
+        default=0.0, ge=0, description="a loss above so many times its running mean is bad too, as a NaN is; 0: none is"
+    )
+    max_bad_steps: int = Field(default=10, ge=1, description="steps dropped in a row that end the run")
     ema: float = Field(default=0.0, ge=0, lt=1, description="decay a step of the averaged weights; 0: none are kept")
 
 
@@ -51,15 +61,19 @@ def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
 
 
-def learning_rate(config: OptimConfig, seen: int, warmup: int, total: int) -> float:
+def learning_rate(config: OptimConfig, seen: int, warmup: int, total: int, decay: int = 0) -> float:
     """Return the learning rate once `seen` of `total` samples have been seen.
 
-    Linear over the first `warmup` samples, then constant or half a cosine to 0 (Loshchilov and Hutter 2017).
+    Linear over the first `warmup` samples. Then constant; or half a cosine to 0 (Loshchilov and Hutter 2017); or
+    constant until the last `decay` samples, and 1 - sqrt to 0 over them (Hagele et al. 2024, section 3).
     """
     if seen < warmup:
         return config.learning_rate * seen / warmup
     if config.schedule == "constant":
         return config.learning_rate
+    if config.schedule == "wsd":
+        done = min(1.0, max(0.0, 1 - (total - seen) / max(1, decay)))
+        return config.learning_rate * (1 - math.sqrt(done))
     done = min(1.0, (seen - warmup) / max(1, total - warmup))
     return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
@@ -101,13 +115,3 @@ class WeightAverage:
             yield
         finally:
             model.load_state_dict(current)
-
-    def state_dict(self) -> dict[str, Tensor | int]:
-        """Return the averages by parameter name, and the steps taken."""
-        return {"steps": self.steps, **self.average}
-
-    def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
-        """Take averages saved by `state_dict`."""
-        self.steps = int(state["steps"])
-        for name, value in self.average.items():
-            value.copy_(torch.as_tensor(state[name]))

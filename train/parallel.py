@@ -6,12 +6,11 @@ import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -123,11 +122,13 @@ def parallelize(
         UserError: the options do not fit the world size.
     """
     blocks = model.blocks()
-    if config.checkpoint_activations:
-        for block in blocks:
-            _recompute(block)
     if config.compile:
-        _compile(blocks)
+        _prepare_compiler()
+    for block in blocks:
+        if config.checkpoint_activations:
+            _recompute(block, compiled=config.compile)
+        if config.compile:
+            block.compile()
     if world_size() == 1:
         if config.cpu_offload:
             raise UserError(
@@ -144,23 +145,28 @@ def parallelize(
     return DistributedDataParallel(model, gradient_as_bucket_view=True, **options)
 
 
-def _recompute(block: nn.Module) -> None:
+def _recompute(block: nn.Module, compiled: bool) -> None:
     """Keep a block's input only, and compute the rest again in the backward pass (Chen et al. 2016, section 4)."""
-    again: dict[str, Any] = {}
+    forward = block.forward
+    options: dict[str, Any] = {"use_reentrant": False}
+
+    def recomputed(*inputs: Tensor) -> Tensor:
+        return checkpoint(forward, *inputs, **options)
+
     if batch_norms(block):
-        # The second time is no second batch.
-        again["context_fn"] = lambda: (nullcontext(), put_aside(block))
-    block.forward = partial(checkpoint, block.forward, use_reentrant=False, **again)
+        # The second time is no second batch. Compiled code enters no contexts, so they go around it.
+        options["context_fn"] = lambda: (nullcontext(), put_aside(block))
+        forward = torch.compile(forward) if compiled else forward
+        recomputed = torch.compiler.disable(recomputed)
+    block.forward = recomputed
 
 
-def _compile(blocks: list[nn.Module]) -> None:
+def _prepare_compiler() -> None:
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
     # It cuts graphs so that gradients leave early; blocks are cut already, and it refuses checkpoints.
     torch._dynamo.config.optimize_ddp = False
-    for block in blocks:
-        block.compile()
 
 
 def _shard(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from infra.storage import Folder
 from train import checkpoint
+from train.bad_steps import StepGuard
+from train.checkpoint.weights import check_same
 from train.config import RunConfig
 from train.data import PairReader
 from train.length import in_samples
@@ -21,6 +23,10 @@ from train.parallel import chosen_device, gather_states, parallelize, rank, worl
 from train.precision import chosen
 from train.statistics import check_groups
 from train.tokenizer import load_tokenizer
+from train.weights import load_published
+
+WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod")
+"""Parts of parameter names that come from how a model is run."""
 
 
 @dataclass
@@ -32,8 +38,10 @@ class TrainingState:
         parallel: what the loop calls: `model`, spread over the processes.
         average: the averaged weights, if any are kept.
         total: samples of the whole run.
+        guard: judges each step before it is taken.
         step, samples: how far the run is.
         seconds: training time so far, over all interruptions.
+        metrics: the newest log line.
     """
 
     config: RunConfig
@@ -46,37 +54,89 @@ class TrainingState:
     total: int
     dtype: torch.dtype
     device: torch.device
+    guard: StepGuard
     step: int = 0
     samples: int = 0
     seconds: float = 0.0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    _random: dict[str, Tensor] = field(default_factory=dict)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain values; every rank must call it, since each adds its random state."""
-        state: dict[str, Any] = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "data": self.data.state_dict(),
-            "random": gather_states(torch.get_rng_state()),
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is trained, and what goes with it, by its name in a checkpoint; no copies.
+
+        `model.NAME`, `objective.NAME`, `average.NAME`, `optimizer.NAME.ENTRY`, `NAME` being a parameter's or buffer's
+        however the model is spread or wrapped. Under FSDP they are shards (DTensor).
+        """
+        found = {f"model.{plain(name)}": value for name, value in self.model.state_dict().items()}
+        if isinstance(self.objective, nn.Module):
+            found |= {f"objective.{plain(name)}": value for name, value in self.objective.state_dict().items()}
+        if self.average is not None:
+            found |= {f"average.{plain(name)}": value for name, value in self.average.average.items()}
+        for name, parameter in self._trained():
+            entries = self.optimizer.state.get(parameter, {})
+            found |= {f"optimizer.{name}.{entry}": value for entry, value in entries.items()}
+        return found
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors by name and plain values; every rank must call it, since each adds its random state.
+
+        Parameters, moments and averages are no copies, and change at the next `optimizer.step`; all else is copied.
+        """
+        tensors = self.tensors()
+        for name, buffer in self.model.named_buffers():
+            if f"model.{plain(name)}" in tensors:
+                tensors[f"model.{plain(name)}"] = buffer.detach().clone()
+        tensors["random"] = torch.stack(gather_states(torch.get_rng_state()))
+        if self.device.type == "cuda":
+            tensors["random_cuda"] = torch.stack(gather_states(torch.cuda.get_rng_state(self.device)))
+        values = {
             "step": self.step,
             "samples": self.samples,
             "seconds": self.seconds,
+            "data": self.data.state_dict(),
+            "average_steps": self.average.steps if self.average is not None else 0,
+            "metrics": self.metrics,
+            "guard": self.guard.state_dict(),
         }
-        if self.average is not None:
-            state["average"] = self.average.state_dict()
-        return state
+        return tensors, values
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state. Raises UserError if it is another model's, corpus' or batch's."""
-        checkpoint.load_weights(self.model, state["model"], "the newest checkpoint")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.data.load_state_dict(state["data"])
-        self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
-        if self.average is not None and "average" in state:
-            self.average.load_state_dict(state["average"])
-        if len(state["random"]) == world_size():
-            torch.set_rng_state(state["random"][rank()])
-        else:
+    def targets(self, meta: checkpoint.Meta, source: str) -> dict[str, Tensor]:
+        """Return the tensors to read a checkpoint into. Raises UserError if it is another model's."""
+        here = self.model.state_dict()
+        check_same({plain(name): list(value.shape) for name, value in here.items()}, meta.shapes("model"), source)
+        parameters = dict(self._trained())
+        for name, shape in meta.shapes("optimizer").items():
+            owner, _, entry = name.rpartition(".")
+            if owner in parameters and entry not in self.optimizer.state[parameters[owner]]:
+                like = parameters[owner].detach()
+                is_whole = list(like.shape) == shape
+                blank = torch.zeros_like(like) if is_whole else torch.zeros(shape, device=like.device)
+                self.optimizer.state[parameters[owner]][entry] = blank
+        found = self.tensors()
+        for name in ("random", "random_cuda"):
+            sizes = meta.tensors[name].shape if name in meta.tensors else (0,)
+            self._random[name] = torch.empty(sizes, dtype=torch.uint8)
+            found[name] = self._random[name]
+        return {name: value for name, value in found.items() if name in meta.tensors}
+
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        """Go on from a checkpoint whose tensors are in `targets`. Raises UserError for another corpus or batch."""
+        self.data.load_state_dict(values["data"])
+        self.step, self.samples, self.seconds = values["step"], values["samples"], values["seconds"]
+        self.metrics = values["metrics"]
+        self.guard.load_state_dict(values["guard"])
+        if self.average is not None:
+            self.average.steps = values["average_steps"]
+        if len(self._random["random"]) != world_size():
             torch.manual_seed(self.config.data.seed + 1000 * self.step + rank())
+            return
+        torch.set_rng_state(self._random["random"][rank()].clone())  # a view into others' crashes it
+        if self.device.type == "cuda" and len(self._random["random_cuda"]) == world_size():
+            torch.cuda.set_rng_state(self._random["random_cuda"][rank()].clone(), self.device)
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        modules = [self.model, *([self.objective] if isinstance(self.objective, nn.Module) else [])]
+        return [(plain(name), value) for module in modules for name, value in module.named_parameters()]
 
     def parameters(self) -> list[nn.Parameter]:
         """Return all that is trained: the model's parameters, and the objective's if it has any."""
@@ -103,6 +163,8 @@ def build(config: RunConfig, run: str | Path) -> TrainingState:
     tokenizer = load_tokenizer(Folder(run))
     torch.manual_seed(config.data.seed)
     model = create_model(config.model, tokenizer.vocabulary).to(device)
+    if config.model.weights:
+        load_published(model, config.model.weights)
     if config.parallel.channels_last:
         model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     context = model.context_length
@@ -122,4 +184,10 @@ def build(config: RunConfig, run: str | Path) -> TrainingState:
         total=total,
         dtype=dtype,
         device=device,
+        guard=StepGuard(config.optim, Path(run)),
     )
+
+
+def plain(name: str) -> str:
+    """Return a parameter's name without what wrappers (activation checkpointing, compilation) put into it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol
 
+import ftfy
 import torch
 from pydantic import Field
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -62,9 +63,19 @@ def clean(text: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(html.unescape(text))).strip()
 
 
-def pad(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Return token ids `[B, L]` padded with 0 to the longest row."""
-    length = max(map(len, rows), default=1)
+def clean_as_clip(text: str) -> str:
+    """Clean a text as OpenAI's tokenizer does: mend broken encodings, undo HTML escapes, collapse white space, lower.
+
+    U+0345, a mark that OpenAI's pattern takes for a letter in one place and for none in another, parts words.
+    """
+    if not (text.isascii() and text.isprintable()) or "&" in text:  # elsewhere nothing is broken, which is quick to see
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.lower().replace("\u0345", " ").split())
+
+
+def pad(rows: Sequence[Sequence[int]], length: int = 0) -> Tensor:
+    """Return token ids `[B, L]` padded with 0 to the longest row, or to `length` tokens."""
+    length = length or max(map(len, rows), default=1)
     return torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], dtype=torch.int64)
 
 
@@ -109,13 +120,21 @@ class CorpusTokenizer:
         """Return the cleaned, lower-case text of token ids."""
         return clean(self._tokenization.decode(list(ids), skip_special_tokens=True))
 
+    def to_json(self) -> str:
+        """Return the vocabulary in the format of Hugging Face tokenizers."""
+        return str(self._tokenization.to_str(pretty=True))
+
     def save(self, folder: Folder) -> None:
         """Write `tokenizer.json` in the format of Hugging Face tokenizers."""
-        folder.write(TOKENIZER_NAME, self._tokenization.to_str(pretty=True).encode())
+        folder.write(TOKENIZER_NAME, self.to_json().encode())
 
 
 class ClipTokenizer:
-    """CLIP's 49,408 tokens, through instant-clip-tokenizer."""
+    """CLIP's 49,408 tokens, through instant-clip-tokenizer.
+
+    Ids are those of OpenAI's tokenizer, but for letters newer than Unicode 15, which part words there or here as
+    either knows them for letters, and for a long s (U+017F) after an apostrophe.
+    """
 
     def __init__(self) -> None:
         import instant_clip_tokenizer
@@ -125,12 +144,16 @@ class ClipTokenizer:
 
     def encode(self, text: str, context: int) -> list[int]:
         """Return at most `context` token ids, the last one the end-of-text token."""
-        ids = self._tokenizer.encode(clean(text))
+        ids = self._tokenizer.encode(clean_as_clip(text))
         return [49406, *ids[: context - 2], 49407]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the cleaned, lower-case text of token ids."""
-        return clean(str(self._tokenizer.decode([token for token in ids if 0 < token < 49406])))
+        return clean(self.decode_raw([token for token in ids if 0 < token < 49406]))
+
+    def decode_raw(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids as it comes, a space after each word, its special tokens too."""
+        return str(self._tokenizer.decode(list(ids)))
 
     def save(self, folder: Folder) -> None:
         """Write a `tokenizer.json` that names the vocabulary."""

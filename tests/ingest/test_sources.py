@@ -118,7 +118,7 @@ def test_half_a_character_in_json_is_replaced_and_told(tmp_path: Path, caplog: p
         '["\ufffd", 1]',
     ]
     (told,) = [record.getMessage() for record in caplog.records]
-    assert told.startswith(f"{path}: 2 values hold half a character (a lone surrogate, the first in line 2)")
+    assert told.startswith(f"{path}: 2 values hold half a character or bytes that are no UTF-8 (the first in line 2)")
 
 
 @pytest.mark.parametrize("name", ["r.txt", "r.txt.gz"])

@@ -40,6 +40,7 @@ def test_every_command_explains_itself(pairmill: Run) -> None:
         "run",
         "train",
         "eval",
+        "export",
     ):
         assert command in done.stdout
     options = pairmill("ingest", "--help").stdout
@@ -114,4 +115,6 @@ def test_a_stage_before_its_time(tmp_path: Path, rows: Path, pairmill: Run, mist
 
 def test_a_checkpoint_or_suite_that_is_not_there(tmp_path: Path, mistake: Mistake) -> None:
     line = mistake("eval", tmp_path / "nowhere", "--suite", tmp_path / "no-suite")
+    assert f"{tmp_path / 'nowhere'}: no such folder" in line
+    line = mistake("export", tmp_path / "nowhere", "--format", "huggingface", "--out", tmp_path / "out")
     assert f"{tmp_path / 'nowhere'}: no such folder" in line

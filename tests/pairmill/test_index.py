@@ -20,6 +20,7 @@ import shards
 from infra.storage import Folder
 from shards import index
 from shards.layout import INDEX
+from shards.scan import file_digest
 from shards.stream import ShardStream
 from shards.verify import verify
 
@@ -63,7 +64,7 @@ def test_a_plain_folder(plain: Path, pairmill: Pairmill) -> None:
 def test_digests_are_taken_if_asked_for(plain: Path, pairmill: Pairmill) -> None:
     assert pairmill("index", plain, "--digests").returncode == 0
     for shard in index.load(Folder(plain)).shards:
-        assert shard.tar_sha256 == index.file_digest(Folder(plain), shard.tar)
+        assert shard.tar_sha256 == file_digest(Folder(plain), shard.tar)
     data = bytearray((plain / "part-001.tar").read_bytes())
     data[700] ^= 1
     (plain / "part-001.tar").write_bytes(data)

@@ -20,6 +20,7 @@ from shards import index
 from shards.layout import INDEX, STATS_SUFFIX
 from shards.repair import repair
 from shards.sample import BadSampleError
+from shards.scan import file_digest
 from shards.stream import ShardStream
 from shards.tar import END, padded
 from shards.verify import verify
@@ -198,7 +199,7 @@ def test_a_sidecar_that_disagrees(
     pq.write_table(pa.Table.from_pylist(change(table.to_pylist()), schema=table.schema), out)
     own_shards.write(f"{NAME}.parquet", out.getvalue())
     stats = own_shards.read_json(NAME + STATS_SUFFIX)
-    stats |= {"sidecar_bytes": len(out.getvalue()), "sidecar_sha256": index.file_digest(own_shards, f"{NAME}.parquet")}
+    stats |= {"sidecar_bytes": len(out.getvalue()), "sidecar_sha256": file_digest(own_shards, f"{NAME}.parquet")}
     own_shards.write_json(NAME + STATS_SUFFIX, stats)
     own_shards.delete(INDEX)
     assert any(words in fault.what and fault.shard == NAME for fault in verify(own_shards).faults)

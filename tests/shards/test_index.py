@@ -23,6 +23,7 @@ from infra.errors import RunError, UserError
 from infra.storage import Folder
 from shards import index
 from shards.layout import INDEX, STATS_SUFFIX
+from shards.scan import file_digest, scan_ends
 from shards.stream import ShardStream
 from shards.verify import verify
 
@@ -47,8 +48,8 @@ def test_saved_and_loaded(own_shards: Folder) -> None:
     for number, shard in enumerate(loaded.shards):
         ends = loaded.ends(number)
         assert (np.diff(ends) > 0).all()
-        assert (index.scan_ends(own_shards, shard.name) == ends).all()
-        assert index.file_digest(own_shards, shard.tar) == shard.tar_sha256
+        assert (scan_ends(own_shards, shard.name) == ends).all()
+        assert file_digest(own_shards, shard.tar) == shard.tar_sha256
 
 
 def many(folder: Folder) -> Folder:

@@ -1,4 +1,7 @@
-"""Exactly once an epoch, audited with processes that are killed and worlds that change."""
+"""Exactly once an epoch, audited with processes that are killed and worlds that change.
+
+One folder; a part of a folder; two folders mixed by weight, of one a part. The last two with damaged samples in them.
+"""
 
 from __future__ import annotations
 
@@ -8,55 +11,109 @@ import multiprocessing
 import os
 import random
 import signal
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
 
 from infra.errors import RunError
 from infra.storage import Folder
+from shards.batches import Batches
+from shards.kept import KeepList
 from shards.loader import Loader
+from shards.mixed import MixedStream, Source
 from shards.stream import ShardStream
+from tests.shards.damaged import copy_with_holes
 
 # Forked, since a process that imports torch anew takes seconds; nothing here starts threads before.
 FORK = multiprocessing.get_context("fork")
 BATCH, EPOCHS, SEED = 48, 2, 11
 PATIENCE_S = 60
-Place = tuple[int, int, int, str, str]
+LARGE, SMALL = (210, 7, 333, 1, 180), (70, 65)
+BAD = (4, 5, 6, 213, 400, 730)
+BAD_OF_SMALL = (3, 70, 134)
+KEPT = tuple(number for number in range(sum(LARGE)) if number % 3 != 2)
+KEPT_OF_SMALL = tuple(number for number in range(sum(SMALL)) if number % 4 != 1)
 Corpus = Callable[..., Folder]
 
 
+class Place(NamedTuple):
+    """What is audited of a sample: `epoch` is its folder's, `number` that of the hole where it stands in for one."""
+
+    step: int
+    slot: int
+    corpus: int
+    epoch: int
+    number: int
+    is_hole: bool
+    key: str
+    digest: str
+
+
+Seen = tuple[int, Place]
+"""The number of the batch in the run, and a sample of it."""
+
+
+@dataclass(frozen=True)
+class Audited:
+    """A stream to audit: how a rank makes it, and which samples (corpus, number) of it are bad."""
+
+    make: Callable[[int, int], Batches]
+    bad: frozenset[tuple[int, int]] = frozenset()
+
+
 @pytest.fixture(scope="module")
-def corpus(shards_of: Corpus) -> Folder:
-    return shards_of(210, 7, 333, 1, 180)
+def audited(shards_of: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Audited]:
+    large, small = shards_of(*LARGE), shards_of(*SMALL)
+    torn = copy_with_holes(large, tmp_path_factory.mktemp("large"), BAD)
+    torn_small = copy_with_holes(small, tmp_path_factory.mktemp("small"), BAD_OF_SMALL)
+    keep = KeepList(KEPT, sum(LARGE))
+    part = Source(torn_small, 1.0, keep=KeepList(KEPT_OF_SMALL, sum(SMALL)))
 
+    def shared(rank: int, world: int) -> dict[str, int]:
+        return {"global_batch_size": BATCH, "rank": rank, "world_size": world, "epochs": EPOCHS, "seed": SEED}
 
-def stream_of(folder: str, rank: int = 0, world: int = 1) -> ShardStream:
-    return ShardStream(
-        folder, global_batch_size=BATCH, rank=rank, world_size=world, epochs=EPOCHS, seed=SEED, remainder="keep"
-    )
+    return {
+        "folder": Audited(lambda *of: ShardStream(large, remainder="keep", **shared(*of))),
+        "keep list": Audited(
+            lambda *of: ShardStream(torn, remainder="keep", keep=keep, **shared(*of)),
+            frozenset((0, number) for number in set(BAD) & set(KEPT)),
+        ),
+        "mix": Audited(
+            lambda *of: MixedStream([(torn, 3.0), part], **shared(*of)),
+            frozenset({(0, number) for number in BAD} | {(1, number) for number in BAD_OF_SMALL}),
+        ),
+    }
 
 
 def places(samples: list[dict[str, Any]]) -> list[Place]:
-    """What is audited of each sample: epoch, step, slot, key and a digest of its payload."""
+    """What is audited of each sample."""
     return [
-        (
-            sample["__epoch__"], sample["__step__"], sample["__slot__"], sample["__key__"],
+        Place(
+            sample["__step__"], sample["__slot__"], sample.get("__corpus__", 0), sample["__epoch__"],
+            sample.get("__hole__", sample["__index__"]), "__hole__" in sample, sample["__key__"],
             hashlib.sha256(b"\0".join(sample[name] for name in ("jpg", "txt", "json"))).hexdigest(),
         )
         for sample in samples
     ]  # fmt: skip
 
 
-def fingerprint(seen: list[Place]) -> str:
+def fingerprint(seen: list[Seen]) -> str:
     return hashlib.sha256(json.dumps(sorted(seen)).encode()).hexdigest()
 
 
-def trainer(folder: str, out: Path, rank: int, world: int, workers: int, last_step: int | None) -> None:
+def batches_done(stream: Batches) -> int:
+    state = stream.state_dict()
+    return state["epoch"] * stream.steps_per_epoch + state["step"]
+
+
+def trainer(one: Audited, out: Path, rank: int, world: int, workers: int, last_step: int | None) -> None:
     """One rank: writes what each step saw and the state after it, whole or not at all; dies in a step's midst."""
-    stream = stream_of(folder, rank, world)
+    stream = one.make(rank, world)
     if (out / "state.json").exists():
         stream.load_state_dict(json.loads((out / "state.json").read_text()))
     loader = Loader(stream, workers=workers, transform=places)
@@ -65,33 +122,32 @@ def trainer(folder: str, out: Path, rank: int, world: int, workers: int, last_st
             for child in psutil.Process().children():
                 child.kill()
             os.kill(os.getpid(), signal.SIGKILL)
-        epoch, step = seen[0][:2]
-        path = out / f"{epoch:03d}-{step:05d}-{rank}-of-{world}.json"
+        path = out / f"{batches_done(stream) - 1:05d}-{rank}-of-{world}.json"
         path.with_suffix(".part").write_text(json.dumps({"seen": seen, "state": loader.state_dict()}))
         path.with_suffix(".part").rename(path)
 
 
-def run_world(folder: str, out: Path, world: int, workers: int, chance: random.Random | None) -> None:
+def run_world(one: Audited, out: Path, world: int, workers: int, chance: random.Random | None) -> None:
     """Run all ranks, each killed in a step of its own; without `chance` to the end."""
     ranks = [
-        FORK.Process(target=trainer, args=(folder, out, rank, world, workers, chance and chance.randint(1, 7)))
+        FORK.Process(target=trainer, args=(one, out, rank, world, workers, chance and chance.randint(1, 7)))
         for rank in range(world)
     ]
     try:
-        for one in ranks:
-            one.start()
-        for one in ranks:
-            one.join(PATIENCE_S)
-            assert one.exitcode in (0, -signal.SIGKILL)
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(PATIENCE_S)
+            assert process.exitcode in (0, -signal.SIGKILL)
     finally:
-        for one in ranks:
-            one.kill()
-            one.join()
+        for process in ranks:
+            process.kill()
+            process.join()
 
 
-def take_whole_steps(out: Path, world: int) -> list[Place]:
+def take_whole_steps(out: Path, world: int) -> list[Seen]:
     """Count the steps that every rank wrote down, the last of them being the checkpoint; drop what is beyond."""
-    counted: list[Place] = []
+    counted: list[Seen] = []
     for first in sorted(out.glob(f"*-0-of-{world}.json")):
         paths = [first.with_name(first.name.replace("-0-of-", f"-{rank}-of-")) for rank in range(world)]
         if not all(path.exists() for path in paths):
@@ -99,36 +155,60 @@ def take_whole_steps(out: Path, world: int) -> list[Place]:
         written = [json.loads(path.read_text()) for path in paths]
         assert all(one["state"] == written[0]["state"] for one in written)
         (out / "state.json").write_text(json.dumps(written[0]["state"]))
-        counted += [tuple(place) for one in written for place in one["seen"]]
+        batch = int(first.name.partition("-")[0])
+        counted += [(batch, Place(*place)) for one in written for place in one["seen"]]
     for path in out.glob(f"*-of-{world}.*"):
         path.unlink()
     return counted
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_at_random_steps_and_resumed_in_another_world(corpus: Folder, tmp_path: Path, seed: int) -> None:
-    whole = [place for batch in stream_of(corpus.url) for place in places(batch)]
-    assert len(whole) == EPOCHS * 731
+def check_once(one: Audited, whole: list[Seen]) -> None:
+    """Every sample once an epoch of its folder, the bad ones in their places as holes."""
+    stream = one.make(0, 1)
+    assert [batch % stream.steps_per_epoch for batch, _ in whole] == [place.step for _, place in whole]
+    assert len({(batch, place.slot) for batch, place in whole}) == len(whole)
+    once = Counter((place.corpus, place.epoch, place.number) for _, place in whole)
+    assert max(once.values()) == 1
+    assert {(place.corpus, place.number) for _, place in whole if place.is_hole} == one.bad
+    held = Counter((corpus, epoch) for corpus, epoch, _ in once)
+    if isinstance(stream, MixedStream):
+        assert held[0, 0] == sum(LARGE) // BATCH * BATCH
+        assert [held[1, epoch] for epoch in range(4)] == [len(KEPT_OF_SMALL) // BATCH * BATCH] * 4
+    else:
+        kept = KEPT if stream.kept else range(sum(LARGE))
+        assert held == dict.fromkeys([(0, epoch) for epoch in range(EPOCHS)], len(kept))
+        assert {number for _, _, number in once} == set(kept)
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed"),
+    [("folder", 0), ("folder", 1), ("folder", 2), ("keep list", 0), ("keep list", 1), ("mix", 0), ("mix", 1)],
+)
+def test_killed_at_random_steps_and_resumed_in_another_world(
+    audited: dict[str, Audited], tmp_path: Path, kind: str, seed: int
+) -> None:
+    one = audited[kind]
+    whole = [(number, place) for number, batch in enumerate(one.make(0, 1)) for place in places(batch)]
+    check_once(one, whole)
     chance = random.Random(seed)
     worlds = [1, 2, 3, 4, 6, 8]
     chance.shuffle(worlds)
-    counted: list[Place] = []
+    counted: list[Seen] = []
     for number, world in enumerate(worlds):
         # One world has loader processes, which die with their rank.
-        run_world(corpus.url, tmp_path, world, 2 if number == seed else 0, chance)
+        run_world(one, tmp_path, world, 2 if number == seed else 0, chance)
         counted += take_whole_steps(tmp_path, world)
     last = worlds[seed - 1]
-    run_world(corpus.url, tmp_path, last, 0, None)
+    run_world(one, tmp_path, last, 0, None)
     counted += take_whole_steps(tmp_path, last)
     assert len(counted) == len(set(counted)) == len(whole)
     assert fingerprint(counted) == fingerprint(whole)
-    for epoch in range(EPOCHS):
-        assert len({key for of, _, _, key, _ in counted if of == epoch}) == 731
 
 
-def test_a_killed_loader_process_ends_the_run_and_the_rest_is_exact(corpus: Folder) -> None:
-    whole = [places(batch) for batch in stream_of(corpus.url)]
-    loader = Loader(stream_of(corpus.url), workers=2, transform=places)
+def test_a_killed_loader_process_ends_the_run_and_the_rest_is_exact(audited: dict[str, Audited]) -> None:
+    make = audited["folder"].make
+    whole = [places(batch) for batch in make(0, 1)]
+    loader = Loader(make(0, 1), workers=2, transform=places)
     seen = []
 
     def read_on() -> None:
@@ -142,6 +222,6 @@ def test_a_killed_loader_process_ends_the_run_and_the_rest_is_exact(corpus: Fold
     with pytest.raises((RunError, RuntimeError), match=r"DataLoader worker \(pid"):
         read_on()
     assert 1 <= len(seen) < len(whole)
-    again = Loader(stream_of(corpus.url), workers=3, transform=places)
+    again = Loader(make(0, 1), workers=3, transform=places)
     again.load_state_dict(loader.state_dict())
     assert seen + list(again) == whole

@@ -17,6 +17,7 @@ from shards import index, reads
 from shards.access import Samples
 from shards.reads import Reader
 from shards.stream import ShardStream
+from tests.shards.damaged import flip
 
 BATCH = 6
 
@@ -31,13 +32,6 @@ def slots(folder: Folder, world: int = 1, **options: Any) -> tuple[dict[tuple[in
             named += [sample["__hole__"]] if "__hole__" in sample else []
         holes += stream.holes
     return seen, holes, sorted(named)
-
-
-def flip(folder: Folder, name: str, at: int) -> None:
-    path = Path(folder.path(name))
-    data = bytearray(path.read_bytes())
-    data[at] ^= 0xFF
-    path.write_bytes(data)
 
 
 def check_holes(folder: Folder, good: dict[tuple[int, int], str], bad: set[str], **options: Any) -> None:

@@ -19,6 +19,7 @@ from infra.storage import TEMPORARY_PREFIX, Folder
 from shards import index
 from shards.layout import INDEX, STATS_SUFFIX
 from shards.repair import repair
+from shards.scan import file_digest, scan_ends
 from shards.stream import ShardStream
 from shards.verify import verify
 
@@ -49,7 +50,7 @@ def recommit(folder: Folder) -> None:
     stats = folder.read_json("00001" + STATS_SUFFIX)
     for kind, name in (("tar", "00001.tar"), ("sidecar", "00001.parquet")):
         stats[f"{kind}_bytes"] = folder.size(name)
-        stats[f"{kind}_sha256"] = index.file_digest(folder, name)
+        stats[f"{kind}_sha256"] = file_digest(folder, name)
     folder.write_json("00001" + STATS_SUFFIX, stats)
     folder.delete(INDEX)
 
@@ -183,7 +184,7 @@ def test_repair_drops_the_torn_and_builds_the_index_anew(own_shards: Folder) -> 
     assert verify(own_shards).faults == []
     stream = ShardStream(own_shards, global_batch_size=1)
     assert {sample["__key__"][:5] for sample in stream.samples()} == {"00000", "00002"}
-    assert np.array_equal(index.load(own_shards).ends(1), index.scan_ends(own_shards, "00002"))
+    assert np.array_equal(index.load(own_shards).ends(1), scan_ends(own_shards, "00002"))
 
 
 def test_repair_never_guesses(own_shards: Folder) -> None:

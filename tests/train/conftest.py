@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import random
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from shards.index import build, save
 from shards.tar import END, header, padded
 from train.config import RunConfig
 
+PEERS = Path(__file__).parents[2] / "benchmarks" / "peers.py"
 COLOURS = ("red", "green", "blue", "orange", "purple", "black")
 SHAPES = ("circle", "square", "line")
 
@@ -97,3 +99,14 @@ def make_config(corpus: Path) -> Callable[..., RunConfig]:
 def drawing_fixture() -> Callable[[str, str, int], bytes]:
     """Draws a shape: colour, shape, seed to PNG."""
     return drawing
+
+
+@pytest.fixture(scope="session")
+def peers() -> Any:
+    """The benchmarks' way to open_clip, which `make install-dev` installs."""
+    spec = importlib.util.spec_from_file_location("peers", PEERS)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

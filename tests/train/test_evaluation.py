@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infra.config import load_toml
-from infra.errors import RunError, UserError
-from infra.storage import Folder
+from infra.errors import UserError
 from train import checkpoint
 from train.config import RunConfig
 from train.evaluate.retrieval import distinct, recall, retrieval
@@ -148,28 +147,6 @@ def test_missing_suite_or_checkpoint_is_named(tmp_path: Path, suite: Path) -> No
         evaluate(tmp_path / "no-run", suite)
     with pytest.raises(UserError, match="holds no checkpoint"):
         evaluate(tmp_path, suite)
-
-
-def test_only_torn_checkpoints_is_a_failure(tmp_path: Path) -> None:
-    """Every one damaged: the run cannot go on, and says so."""
-    checkpoint.save(tmp_path / "checkpoints", 3, {"step": 3}, keep=2)
-    (tmp_path / "checkpoints" / "step-00000003" / checkpoint.META).unlink()
-    with pytest.raises(RunError, match="none of its 1 checkpoints is sound"):
-        checkpoint.load_newest(tmp_path / "checkpoints")
-
-
-def test_pickle_is_not_run(tmp_path: Path) -> None:
-    """A state that would call something when unpickled is refused as damaged."""
-    torch.save({"step": 1, "call": print}, tmp_path / "state.pt")
-    data = (tmp_path / "state.pt").read_bytes()
-    path = checkpoint.save(tmp_path / "checkpoints", 1, {"step": 1}, keep=1)
-    import hashlib
-
-    meta = {"step": 1, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (path / checkpoint.STATE).write_bytes(data)
-    Folder(path).write_json(checkpoint.META, meta)
-    with pytest.raises(checkpoint.TornCheckpointError, match=r"state.pt"):
-        checkpoint.load(path)
 
 
 def test_recipes_are_valid() -> None:

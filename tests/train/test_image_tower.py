@@ -11,6 +11,7 @@ def moved_apart(pool_grid: int) -> float:
     """How far apart the features of a picture are whose left and right halves are exchanged."""
     torch.manual_seed(0)
     tower = ResidualTower((8,), (1,), 16, stem_stride=1, pool_grid=pool_grid).eval()
+    tower.init_weights()
     picture = torch.zeros(1, 3, 32, 32)
     picture[..., 14:18, 6:10] = 1.0
     other = picture.roll(16, dims=3)

@@ -20,7 +20,7 @@ from train.objectives.gather import every_rank
 from train.parallel import mean_over_ranks, rank, world_size
 
 ROOT = Path(__file__).parents[2]
-BATCH, WIDTH, PATIENCE_S = 24, 6, 200
+BATCH, WIDTH, PATIENCE_S = 24, 6, 280
 CASES: dict[str, dict[str, Any]] = {
     f"{name}, {same_text}, tile {tile}": {"name": name, "same_text": same_text, "tile": tile, **options}
     for name, options in {"clip": {"label_smoothing": 0.1, "image_weight": 0.75}, "siglip": {}}.items()

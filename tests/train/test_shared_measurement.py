@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from train.config import RunConfig
+from train.evaluate.run import evaluate
 from train.evaluate.suite import write_suite
 from train.launch import prepare, train
 
@@ -28,9 +29,9 @@ import torch
 import torch.distributed as dist
 from infra.config import parse
 from train.config import RunConfig
-from train.evaluate.run import measure
+from train.evaluate.run import Encoder
 from train.evaluate.suite import read_suite
-from train.loop import zero_shot
+from train.evaluate.together import by_all_ranks, measure_together
 from train.state import build
 from train.tokenizer import load_tokenizer
 from infra.storage import Folder
@@ -42,10 +43,12 @@ torch.manual_seed(7 * rank + 2)
 with torch.no_grad():
     for parameter in state.model.parameters():
         parameter.normal_(std=0.3)
-together = zero_shot(state, run)
-alone = measure(state.model, load_tokenizer(Folder(run)), read_suite(config.evaluate.suite), config)
-right = [one["top"][0]["name"] == one["name"] for one in alone["predictions"]]
-print(json.dumps({"together": together, "right": right}))
+found = measure_together(state, run)
+encoder = Encoder(state.model, load_tokenizer(Folder(run)), config)
+pictures = [example.image for example in read_suite(config.evaluate.suite).examples]
+together, alone = by_all_ranks(encoder.images, pictures), encoder.images(pictures)
+own = [bool(torch.allclose(*pair, atol=1e-4)) for pair in zip(together, alone)]
+print(json.dumps({"found": found, "own": own}))
 dist.destroy_process_group()
 """
 
@@ -56,6 +59,7 @@ def write(folder: Path, drawing: Draw, pictures: int) -> str:
             "key": f"{number:05d}",
             "png": drawing(NAMES[number % 6], "circle", 500 + number),
             "cls": math.isqrt(number) % 6,
+            "txt": f"a {NAMES[number % 6]} circle, number {number}",
         }
         for number in range(pictures)
     ]
@@ -64,7 +68,7 @@ def write(folder: Path, drawing: Draw, pictures: int) -> str:
 
 
 def test_each_rank_measures_its_share(tmp_path: Path, drawing: Draw, make_config: MakeConfig) -> None:
-    """Two ranks whose weights differ: what both report is made of the first's answers and the second's."""
+    """Two ranks whose weights differ: each picture has its features from one of them, and both report the same."""
     suite = write(tmp_path / "suite", drawing, 61)
     config = make_config(optim={"ema": 0.0}, evaluate={"suite": suite})
     prepare(config, tmp_path / "run", 2)
@@ -77,13 +81,13 @@ def test_each_rank_measures_its_share(tmp_path: Path, drawing: Draw, make_config
         for rank in ranks:
             rank.kill()
             rank.wait()
-    expected = (sum(first["right"][0::2]) + sum(second["right"][1::2])) / 61
-    assert first["together"] == second["together"] == expected
-    assert expected != sum(first["right"]) / 61  # the first rank alone would have said something else
+    assert first["found"] == second["found"]
+    assert first["own"] == [number % 2 == 0 for number in range(61)]
+    assert second["own"] == [number % 2 == 1 for number in range(61)]
 
 
 @pytest.mark.parametrize("pictures", [1, 13])
-def test_the_log_has_the_whole_suites_accuracy(
+def test_the_log_has_the_whole_suites_measures(
     tmp_path: Path, drawing: Draw, make_config: MakeConfig, pictures: int
 ) -> None:
     """One process or two, with as many pictures as ranks or fewer: the same numbers."""
@@ -93,6 +97,11 @@ def test_the_log_has_the_whole_suites_accuracy(
         run = tmp_path / f"run{world_size}"
         train(make_config(length="2 steps", evaluate={"suite": suite, "every": "1 steps"}), run, world_size)
         lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        found.append([line["zero_shot"] for line in lines if "zero_shot" in line])
+        found.append([line for line in lines if "zero_shot" in line])
+        newest = evaluate(run, suite)
+        assert found[-1][-1]["zero_shot"] == pytest.approx(newest["top1"])
+        for way in ("image_to_text", "text_to_image"):
+            for name, share in newest["retrieval"][way].items():
+                assert found[-1][-1][f"{way}_{name}"] == pytest.approx(share)
     assert found[0] == found[1]
     assert len(found[0]) == 2

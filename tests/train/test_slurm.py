@@ -1,4 +1,4 @@
-"""The batch script for Slurm, run by bash with a real torchrun; programs of one node stand in for `srun`, `scontrol`."""
+"""The batch script for Slurm, run by bash with a real torchrun; programs of one node stand in for srun and scontrol."""
 
 from __future__ import annotations
 

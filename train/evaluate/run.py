@@ -13,7 +13,6 @@ from torch import Tensor
 
 from infra.config import parse
 from infra.errors import RunError, UserError
-from infra.storage import Folder
 from train import checkpoint
 from train.augment import normalise
 from train.config import RunConfig
@@ -55,18 +54,18 @@ def load_model(path: str | Path) -> tuple[DualEncoder, Tokenizer, RunConfig, dic
         UserError: no checkpoint there, or one of another model.
         RunError: it is torn.
     """
-    run, where = checkpoint.find(path)
-    folder = Folder(run)
+    folder, where = checkpoint.find(path)
     if not folder.exists("config.json"):
         raise UserError(f"{folder.path('config.json')}: missing; a checkpoint is read with its run's configuration")
     config = parse(folder.read_json("config.json"), RunConfig, source=folder.path("config.json"))
     tokenizer = load_tokenizer(folder)
-    state = checkpoint.load_newest(where) if where.name == checkpoint.CHECKPOINTS else checkpoint.load(where)
+    weights = ("model", "average")
+    one = where.exists(checkpoint.META)
+    state = checkpoint.load(where.url, weights) if one else checkpoint.load_newest(where, weights)
     if state is None:
-        raise RunError(f"{where}: its checkpoints have gone")
+        raise RunError(f"{where.url}: its checkpoints have gone")
     model = create_model(config.model, tokenizer.vocabulary)
-    weights = state.get("average", state["model"])
-    checkpoint.load_weights(model, {name: value for name, value in weights.items() if name != "steps"}, str(where))
+    checkpoint.load_weights(model, state.get("average", state["model"]), where.url)
     return model, tokenizer, config, state
 
 

@@ -94,7 +94,8 @@ class ClipObjective:
         target = _shared_text(tokens, every_text) if self.same_text == "positive" else text
         if self.label_smoothing:
             target = torch.lerp(target, every_text.mean(0).expand_as(target), self.label_smoothing)
-        return self._weighed(rows.mean(), columns.mean()) - (query * target).sum(1).mean(), right
+        loss = self._weighed(rows.mean(), columns.mean()) - (query * target).sum(1).mean()
+        return loss.to(image.dtype), right
 
     def _weighed(self, by_image: Tensor, by_text: Tensor) -> Tensor:
         return self.image_weight * by_image + (1 - self.image_weight) * by_text

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from train.parallel import world_size
 
+# One collective, renamed in torch 2.13.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def every_rank(rows: Tensor) -> Tensor:
     """Map this rank's `[B, ...]` to the `[world * B, ...]` of all ranks, in rank order, without gradients."""
@@ -40,7 +43,7 @@ class GatherRows(torch.autograd.Function):
         """Sum every rank's gradient `[world * B, D]`, of which this rank gets its own rows' `[B, D]`."""
         whole = gradients[0].contiguous()
         own = whole.new_empty(len(whole) // world_size(), *whole.shape[1:])
-        dist.reduce_scatter_tensor(own, whole)
+        _reduce_scatter(own, whole)
         return own
 
 

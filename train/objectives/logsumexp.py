@@ -2,7 +2,8 @@
 
 A running log-sum-exp needs one tile at a time; its gradient, a softmax, is computed again from the features. The idea
 is that of Rabe and Staats 2021, "Self-attention Does Not Need O(n²) Memory", applied to both directions of one matrix:
-four products of its size, where the matrix kept in memory takes three.
+four products of its size, where the matrix kept in memory takes three. The sums themselves are in float64: a softmax is
+the exp of a small difference of large numbers, and what is left of a well-learned pair's gradient one minus that.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def tiled_logsumexp(query: Tensor, keys: Tensor, first: int, side: int) -> tuple
         side: rows and columns of a tile.
 
     Returns:
-        That of each row `[B]`, that of the columns of this rank's keys `[B]`, and which rows have their own
-        pair ranked first `[B]`. The first two are differentiable once.
+        That of each row `[B]`, that of the columns of this rank's keys `[B]`, both float64 and differentiable
+        once, and which rows have their own pair ranked first `[B]`.
     """
     return TiledLogSumExp.apply(query, keys, first, side)
 
@@ -45,8 +46,8 @@ class TiledLogSumExp(torch.autograd.Function):
         """Go once over the tiles."""
         side = min(side, len(query))
         buffer, spare = Buffer(side, side, query), Buffer(side, side, query)
-        rows = query.new_full((len(query),), -torch.inf)
-        columns = query.new_full((len(keys),), -torch.inf)
+        rows = query.new_full((len(query),), -torch.inf, dtype=torch.float64)
+        columns = query.new_full((len(keys),), -torch.inf, dtype=torch.float64)
         ranked = FirstRanked(len(query), query)
         shifts = []
         for tile in tiles(len(query), len(keys), first, side):
@@ -104,11 +105,11 @@ def _logsumexps(logits: Tensor, highest: Tensor, shift: float | None, spare: Buf
     """Return the log-sum-exp of each row and of each column; the logits are overwritten."""
     if shift is not None:
         exps = logits.sub_(shift).exp_()
-        return exps.sum(1).log_().add_(shift), exps.sum(0).log_().add_(shift)
+        return exps.sum(1).double().log_().add_(shift), exps.sum(0).double().log_().add_(shift)
     exps = torch.sub(logits, highest[:, None], out=spare.like(logits)).exp_()
-    by_row = exps.sum(1).log_().add_(highest)
+    by_row = exps.sum(1).double().log_().add_(highest)
     highest = logits.amax(0)
-    return by_row, logits.sub_(highest).exp_().sum(0).log_().add_(highest)
+    return by_row, logits.sub_(highest).exp_().sum(0).double().log_().add_(highest)
 
 
 def _softmaxes(
@@ -122,11 +123,16 @@ def _softmaxes(
         shift: what `_shift` said of the tile.
         spare: memory for another tile.
     """
-    (rows, row_weights), (columns, column_weights) = by_row, by_column
-    other = spare.like(logits)
+    other, dtype = spare.like(logits), logits.dtype
     if shift is not None:
-        exps = logits.sub_(shift).exp_()
-        torch.add(((shift - rows).exp_() * row_weights)[:, None], (shift - columns).exp_() * column_weights, out=other)
-        return exps.mul_(other)
+        row_factors, column_factors = (
+            ((shift - sums).exp_() * weights).to(dtype) for sums, weights in (by_row, by_column)
+        )
+        torch.add(row_factors[:, None], column_factors, out=other)
+        return logits.sub_(shift).exp_().mul_(other)
+    # What a sum loses in the logits' type is made up for by the weight.
+    (rows, row_weights), (columns, column_weights) = (
+        (sums.to(dtype), ((sums.to(dtype) - sums).exp_() * weights).to(dtype)) for sums, weights in (by_row, by_column)
+    )
     torch.sub(logits, rows[:, None], out=other).exp_().mul_(row_weights[:, None])
     return logits.sub_(columns).exp_().mul_(column_weights).add_(other)

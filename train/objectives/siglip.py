@@ -46,7 +46,9 @@ class SiglipObjective:
             UserError: the model has no logit bias.
         """
         if features.logit_bias is None:
-            raise UserError("objective.name: 'siglip' needs a model with a logit bias; take a SigLIP model or 'clip'")
+            raise UserError(
+                "objective.name: 'siglip' needs a model with a logit bias; set model.logit_bias or take 'clip'"
+            )
         image, text = widened(features.image), widened(features.text)
         scale, bias = widened(features.logit_scale), features.logit_bias.to(image.dtype)
         side = tile_side(self.tile, len(image), world_size() * len(image), image) or len(image)

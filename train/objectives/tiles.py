@@ -11,8 +11,8 @@ from torch import Tensor
 
 WHOLE_BYTES = 64 * 2**20
 """Logits of one rank up to which `auto` takes the whole matrix."""
-SIDE_CPU, SIDE_ACCELERATOR = 1024, 4096
-"""Sides of a tile under `auto`: 4 MiB stay in a processor's cache, 64 MiB keep an accelerator busy."""
+SIDE_CPU, SIDE_ACCELERATOR = 2048, 4096
+"""Sides of a tile under `auto`: 16 MiB stay in a processor's cache and are worth handing out to its threads."""
 
 TileSide = int | Literal["auto"]
 

@@ -13,43 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-class GroupedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm with training statistics over fixed groups of consecutive samples of the global batch.
-
-    "Ghost" batch normalisation of Hoffer et al. 2017 ("Train longer, generalize better", section 4.1). As
-    long as every rank holds whole groups, the features and gradients are those of one process on the whole
-    batch, with no communication. Running statistics take the mean over the groups; since that update is
-    linear, averaging the buffers over the ranks gives what one process would have.
-
-    Args:
-        channels: C of the input `[B, C, H, W]`.
-        group: samples in a group; 0 takes the rank's whole batch, which ties the statistics to the world
-            size.
-    """
-
-    def __init__(self, channels: int, group: int = 0) -> None:
-        super().__init__(channels)
-        self.group = group
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise `[B, C, H, W]`."""
-        if not self.training or self.group in (0, len(x)):
-            return super().forward(x)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        outputs, means, variances = [], [], []
-        for part in x.split(self.group):
-            mean, variance = self.running_mean.clone(), self.running_var.clone()
-            momentum = self.momentum or 0.0
-            outputs.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, momentum, self.eps))
-            means.append(mean)
-            variances.append(variance)
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        self.running_mean.copy_(torch.stack(means).mean(0))
-        self.running_var.copy_(torch.stack(variances).mean(0))
-        return torch.cat(outputs)
+from train.towers.batch_norm import GroupedBatchNorm
+from train.towers.initial import draw_defaults
 
 
 class BasicBlock(nn.Module):
@@ -114,14 +79,19 @@ class ResidualTower(nn.Module):
         self.bn_pool = GroupedBatchNorm(inputs, group)
         self.pool = nn.AdaptiveAvgPool2d(pool_grid)
         self.proj = nn.Parameter(torch.empty(inputs * pool_grid**2, embed_dim))
-        self.initialise()
 
-    def initialise(self) -> None:
+    def blocks(self) -> list[nn.Module]:
+        """Return the residual blocks, first to last."""
+        stages = [self.get_submodule(f"layer{stage}") for stage in range(1, self.stages + 1)]
+        return [block for stage in stages for block in stage.children()]
+
+    def init_weights(self) -> None:
         """Draw convolutions after He et al. 2015, "Delving Deep into Rectifiers" (section 2.2).
 
         Residual scales start at 1: at 0 (Goyal et al. 2017, 5.1) so shallow a tower learns later, and a short
         run ends lower (`docs/benchmarks.md`).
         """
+        draw_defaults(self)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,0 +1,105 @@
+"""Where log lines go: every place gets the same numbers. What a line says of speed and arithmetic."""
+
+from __future__ import annotations
+
+import json
+import socket
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from infra.errors import UserError
+from infra.metrics import TRAINING
+from train.config import RunConfig
+from train.flops import flops_a_sample, peak_flops
+from train.launch import prepare
+from train.loop import fit, resumed
+from train.model import create_model
+from train.sinks.prometheus import Prometheus
+from train.state import build
+
+MakeConfig = Callable[..., RunConfig]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_every_sink_gets_every_line(tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on after step 4 shows each step once; TensorBoard and wandb are read back."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    to = {"to": ["tensorboard", "wandb", "prometheus"], "prometheus_port": free_port(), "peak_flops": 1e12}
+    config, run = make_config(length="8 steps", log={"every": "1 steps", **to}), tmp_path / "run"
+    prepare(config, run, 1)
+    state = build(config, run)
+    fit(state, run, lambda: state.step == 6)  # its newest checkpoint is lost below, so two steps are taken again
+    for path in (run / "checkpoints" / "step-00000006").iterdir():
+        path.unlink()
+    fit(resumed(build(config, run), run), run, lambda: False)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    for name in ("loss", "gradient_norm", "parameter_norm", "samples_per_s_device", "mfu"):
+        shown = {event.step: event.value for event in events.Scalars(name)}
+        assert shown == pytest.approx({line["step"]: line[name] for line in lines}, rel=1e-6)
+    kept = list((run / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert kept
+    assert all(path.stat().st_size > 1000 for path in kept)
+
+
+def test_prometheus_scrapes_the_newest_line() -> None:
+    port = free_port()
+    sink = Prometheus(port)
+    try:
+        sink.write({"step": 3, "loss": 2.5, "unknown": 1.0})
+        sink.write({"step": 4, "loss": 1.25})
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            text = answer.read().decode()
+        assert "pairmill_train_loss 1.25\n" in text
+        assert "pairmill_train_step 4.0\n" in text
+        assert "unknown" not in text
+        with pytest.raises(UserError, match=f"log.prometheus_port: {port} cannot be served on"):
+            Prometheus(port)
+    finally:
+        sink.close()
+    Prometheus(port).close()
+
+
+def test_every_number_of_a_line_is_exported(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config(length="2 steps", log={"peak_flops": 2e9})
+    prepare(config, tmp_path, 1)
+    state = build(config, tmp_path)
+    fit(state, tmp_path, lambda: False)
+    line = state.metrics
+    assert set(line) <= set(TRAINING)
+    assert set(TRAINING) - set(line) == {"device_memory_bytes", "zero_shot"}
+    longest = state.data.tokenizer.vocabulary
+    every = [
+        flops_a_sample(config, longest, 16, length) * line["samples_per_s_device"] / 2e9 for length in range(1, 13)
+    ]
+    assert any(line["mfu"] == pytest.approx(one) for one in every)
+
+
+def test_flops_are_those_of_a_real_pass(make_config: MakeConfig) -> None:
+    config = make_config()
+    model = create_model(config.model, 320)
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):  # the processor's own attention is not counted
+        features = model(torch.randn(8, 3, 16, 16), torch.ones(8, 12, dtype=torch.int64))
+        (features.image.sum() + features.text.sum()).backward()
+    assert flops_a_sample(config, 320, 16, 12) == counter.get_total_flops() / 8
+    assert flops_a_sample(config, 320, 32, 12) > 2 * flops_a_sample(config, 320, 16, 12)
+
+
+def test_no_peak_is_known_of_a_processor() -> None:
+    assert peak_flops(torch.device("cpu"), torch.bfloat16) == 0.0
+    assert peak_flops(torch.device("cpu"), torch.bfloat16, 5e12) == 5e12

@@ -1,0 +1,204 @@
+"""What lies where: a folder a checkpoint, one safetensors file a rank, and `meta.json`, the commit, written last.
+
+step-00000120/
+  rank-00000.safetensors  rank-00001.safetensors    each tensor, or each shard of one, once
+  meta.json                                         plain values, and where every tensor lies, with digests
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+
+from infra.config import Config, differences, essence, parse
+from infra.errors import RunError, UserError
+from infra.storage import Folder
+from train.config import RunConfig
+
+CHECKPOINTS, META = "checkpoints", "meta.json"
+PREFIX = "step-"
+COMPANIONS = ("config.json", "tokenizer.json")
+"""What a checkpoint is read with; beside the checkpoints where those are not in the run's folder."""
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""Types by their names in safetensors files."""
+
+
+class TornCheckpointError(RunError):
+    """A checkpoint that is not what was written; the message says what is wrong with it."""
+
+
+class Chunk(Config):
+    """A block of a tensor, and the bytes that hold it."""
+
+    offsets: tuple[int, ...] = Field(description="its first element, in the whole tensor")
+    shape: tuple[int, ...] = Field(description="its extent")
+    file: str = Field(description="file of the checkpoint")
+    start: int = Field(ge=8, description="its first byte there")
+    sha256: str = Field(description="digest of its bytes")
+
+
+class TensorEntry(Config):
+    """A tensor, and the chunks that it was written in."""
+
+    dtype: Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
+    shape: tuple[int, ...]
+    chunks: tuple[Chunk, ...]
+
+    def bytes_of(self, chunk: Chunk) -> int:
+        """Return how long a chunk is in its file, in bytes."""
+        return math.prod(chunk.shape) * DTYPES[self.dtype].itemsize
+
+
+class Meta(Config):
+    """`meta.json`."""
+
+    format: Literal[2]
+    step: int
+    values: dict[str, Any] = Field(description="numbers, strings, lists and tables")
+    files: dict[str, int] = Field(description="size of each file, bytes")
+    tensors: dict[str, TensorEntry]
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Meta:
+        for name, entry in self.tensors.items():
+            if sum(math.prod(chunk.shape) for chunk in entry.chunks) != math.prod(entry.shape):
+                raise ValueError(f"{name} is not covered by its chunks")
+            for chunk in entry.chunks:
+                within = zip(chunk.offsets, chunk.shape, entry.shape, strict=True)
+                if any(first < 0 or extent < 0 or first + extent > whole for first, extent, whole in within):
+                    raise ValueError(f"a chunk of {name} lies outside of it")
+                if chunk.start + entry.bytes_of(chunk) > self.files.get(chunk.file, 0):
+                    raise ValueError(f"a chunk of {name} lies outside of {chunk.file}")
+        return self
+
+    def shapes(self, table: str) -> dict[str, list[int]]:
+        """Return name and shape of the tensors of a table, `model` for one."""
+        return {
+            name.removeprefix(f"{table}."): list(entry.shape)
+            for name, entry in self.tensors.items()
+            if name.startswith(f"{table}.")
+        }
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One checkpoint: its folder and the step after which it was taken."""
+
+    path: str
+    step: int
+
+    def meta(self) -> Meta:
+        """Read what it holds.
+
+        Raises:
+            TornCheckpointError: `meta.json` is damaged, or a file is missing or has another size.
+        """
+        folder = Folder(self.path)
+        try:
+            meta = Meta.model_validate_json(folder.read(META))
+        except FileNotFoundError:
+            raise TornCheckpointError(f"{folder.path(META)}: missing, so the checkpoint was never finished") from None
+        except ValidationError as error:
+            what = error.errors()[0]
+            where = ".".join(str(part) for part in what["loc"]) or "content"
+            if "format" in where:
+                raise TornCheckpointError(f"{self.path}: of another version of Pairmill ({what['msg']})") from None
+            raise TornCheckpointError(f"{folder.path(META)}: damaged: {where}: {what['msg']}") from None
+        for name, size in meta.files.items():
+            try:
+                there = folder.size(name)
+            except FileNotFoundError:
+                raise TornCheckpointError(f"{folder.path(name)}: missing") from None
+            if there != size:
+                raise TornCheckpointError(f"{folder.path(name)}: {there} bytes where {size} were written")
+        return meta
+
+
+def saved(folder: Folder | str | os.PathLike[str]) -> list[Saved]:
+    """Return the checkpoints below a folder, oldest first; one without its `meta.json` does not exist."""
+    folder = folder if isinstance(folder, Folder) else Folder(folder)
+    return [one for one in begun(folder) if Folder(one.path).exists(META)]
+
+
+def begun(folder: Folder) -> list[Saved]:
+    """Return the checkpoints below a folder, oldest first, those too whose `meta.json` was never written."""
+    names = [name for name in folder.folders() if name.startswith(PREFIX) and name[len(PREFIX) :].isdigit()]
+    return sorted((Saved(folder.path(name), int(name[len(PREFIX) :])) for name in names), key=lambda one: one.step)
+
+
+def place(config: RunConfig, run: str | os.PathLike[str]) -> Folder:
+    """Return the folder in which a run keeps its checkpoints."""
+    return Folder(config.checkpoint.folder) if config.checkpoint.folder else Folder(run) / CHECKPOINTS
+
+
+def claim(config: RunConfig, run: str | os.PathLike[str]) -> Folder:
+    """Return `place`, with the run's configuration and vocabulary beside checkpoints that are kept elsewhere.
+
+    Raises:
+        UserError: another run keeps its checkpoints there.
+    """
+    folder, own = place(config, run), Folder(run)
+    if not config.checkpoint.folder:
+        return folder
+    name = COMPANIONS[0]
+    if folder.exists(name):
+        there = parse(folder.read_json(name), RunConfig, source=folder.path(name))
+        changed = differences(essence(there), essence(config))
+        if changed:
+            raise UserError(
+                f"checkpoint.folder: {folder.url} holds checkpoints of another run ({'; '.join(changed[:4])}); "
+                "name a folder of this run's own"
+            )
+    for name in reversed(COMPANIONS):
+        folder.write(name, own.read(name))
+    return folder
+
+
+def find(path: str | os.PathLike[str]) -> tuple[Folder, Folder]:
+    """Return (folder of `config.json`, checkpoints folder or one checkpoint) for a run folder or a checkpoint.
+
+    Raises:
+        UserError: nothing there, or neither a run nor a checkpoint.
+    """
+    folder = Folder(path)
+    if not folder.exists() or (folder.is_local and not os.path.isdir(folder.url)):  # noqa: PTH112 - a URL
+        raise UserError(f"{path}: no such folder; give the folder of a run of `pairmill train`, or a checkpoint in it")
+    name = folder.url.rstrip("/").rpartition("/")[2]
+    if name.startswith(PREFIX) and folder.exists(META):
+        above = _above(folder)
+        return (above if above.exists(COMPANIONS[0]) else _above(above)), folder
+    if saved(folder):
+        return (folder if folder.exists(COMPANIONS[0]) else _above(folder)), folder
+    if folder.exists(COMPANIONS[0]):
+        config = parse(folder.read_json(COMPANIONS[0]), RunConfig, source=folder.path(COMPANIONS[0]))
+        if saved(place(config, path)):
+            return folder, place(config, path)
+    if saved(folder / CHECKPOINTS):
+        return folder, folder / CHECKPOINTS
+    raise UserError(f"{path}: holds no checkpoint; give the folder of a run that has got as far as its first one")
+
+
+def nested(tensors: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with tensors put into tables by the first part of their names: `model`, `average`."""
+    content: dict[str, Any] = dict(values)
+    for name, tensor in tensors.items():
+        table, dot, rest = name.partition(".")
+        if dot:
+            content.setdefault(table, {})[rest] = tensor
+        else:
+            content[table] = tensor
+    return content
+
+
+def _above(folder: Folder) -> Folder:
+    return Folder(folder.url.rstrip("/").rpartition("/")[0])

@@ -1,0 +1,42 @@
+"""Which checkpoints remain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from infra.logs import log
+from infra.storage import Folder
+from train.checkpoint.layout import META, begun
+
+
+def kept(steps: Iterable[int], newest: int, every: int = 0) -> set[int]:
+    """Return which steps remain: the `newest`, and for ever the first at or after each multiple of `every`.
+
+    Args:
+        steps: steps that a checkpoint was taken after.
+        newest: how many of the newest remain.
+        every: steps; 0: none remains for ever.
+    """
+    ordered = sorted(set(steps))
+    stay = set(ordered[-newest:]) if newest else set()
+    if every:
+        stay |= set({step // every: step for step in reversed(ordered) if step >= every}.values())
+    return stay
+
+
+def prune(folder: Folder, step: int, newest: int, every: int = 0) -> None:
+    """Remove what does not remain once the checkpoint of `step` is written.
+
+    Those of later steps go too: the run went on from an earlier one because they are torn, and takes these steps anew.
+    """
+    every_one = begun(folder)
+    whole = [one for one in every_one if one.step <= step and Folder(one.path).exists(META)]
+    stay = kept([one.step for one in whole], newest, every)
+    for one in every_one:
+        if one.step in stay:
+            continue
+        if one.step > step:
+            log.warning("%s: removed, it is torn and its steps are being taken again", one.path)
+        # Its commit first, so that one half removed is none.
+        Folder(one.path).delete(META)
+        Folder(one.path).delete_tree()

@@ -1,0 +1,82 @@
+"""Measures a model while it is trained: every rank encodes its share of a suite and ranks its share of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from infra.storage import Folder
+from train.evaluate.retrieval import CUTS, distinct, recall
+from train.evaluate.run import Encoder
+from train.evaluate.suite import Suite, read_suite
+from train.evaluate.zero_shot import accuracy, classifier
+from train.parallel import mean_over_ranks, rank, world_size
+from train.state import TrainingState
+from train.tokenizer import load_tokenizer
+
+ItemT = TypeVar("ItemT")
+
+
+def measure_together(state: TrainingState, run: Path) -> dict[str, float]:
+    """Measure the weights as they are (or their average) on the configured suite; every rank must call it.
+
+    Returns:
+        `zero_shot` and `zero_shot_top5` (shares), and for a suite with captions `image_to_text_recall@K` and
+        `text_to_image_recall@K`, the same on every rank.
+    """
+    averaged = state.average.applied_to(state.model) if state.average is not None else nullcontext()
+    suite = read_suite(state.config.evaluate.suite)
+    with averaged, torch.no_grad():
+        found = _measured(Encoder(state.model, load_tokenizer(Folder(run)), state.config), suite)
+    state.parallel.train()
+    return found
+
+
+def by_all_ranks(encode: Callable[[Sequence[ItemT]], Tensor], items: Sequence[ItemT]) -> Tensor:
+    """Return the features `[N, D]` of all items, each encoded by one rank.
+
+    Every rank encodes equally many, some a second time: a sharded model needs all ranks at each of its layers.
+    """
+    if world_size() == 1:
+        return encode(items)
+    share = -(-len(items) // world_size())
+    numbers = [(rank() + place * world_size()) % len(items) for place in range(share)]
+    own = encode([items[number] for number in numbers]).contiguous()
+    parts = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(parts, own)
+    return torch.stack(parts, dim=1).flatten(0, 1)[: len(items)]
+
+
+def _measured(encoder: Encoder, suite: Suite) -> dict[str, float]:
+    weights = classifier(lambda texts: by_all_ranks(encoder.texts, texts), suite.names, suite.templates)
+    features = by_all_ranks(encoder.images, [example.image for example in suite.examples])
+    targets = torch.tensor([example.target for example in suite.examples], device=features.device)
+    scores = features @ weights.T
+    found = {"zero_shot": accuracy(scores, targets, 1), "zero_shot_top5": accuracy(scores, targets, 5)}
+    captions = [example.caption for example in suite.examples if example.caption is not None]
+    if len(captions) == len(suite.examples):
+        texts, own = distinct(captions)
+        own, text_features = own.to(features.device), by_all_ranks(encoder.texts, texts)
+        numbers = torch.arange(len(texts), device=features.device)
+        ways = {"image_to_text": (features, text_features, own, numbers),
+                "text_to_image": (text_features, features, numbers, own)}  # fmt: skip
+        for way, sides in ways.items():
+            found |= {f"{way}_{name}": share for name, share in _recalls(*sides).items()}
+    return found
+
+
+def _recalls(rows: Tensor, columns: Tensor, of_row: Tensor, of_column: Tensor) -> dict[str, float]:
+    """Return recalls over all rows, this rank having looked at its share of them; equal numbers belong together."""
+    share = slice(rank(), None, world_size())
+    own, counts = rows[share], [0.0] * len(CUTS)
+    if len(own):
+        found = recall(own @ columns.T, of_row[share, None] == of_column[None])
+        counts = [value * len(own) for value in found.values()]
+    sums = [round(mean * world_size()) for mean in mean_over_ranks(counts)]
+    return {f"recall@{cut}": total / len(rows) for cut, total in zip(CUTS, sums, strict=True)}

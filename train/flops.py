@@ -1,0 +1,72 @@
+"""How much arithmetic a model's step is, and how much of it a device could do: model FLOP/s utilisation (MFU).
+
+Chowdhery et al. 2022 (PaLM, appendix B): what forward and backward pass of the model need, by what the devices could
+have done in the time. What activation checkpointing computes again does not count; nor does the loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from train.config import RunConfig
+from train.model import create_model
+
+
+class Peak(NamedTuple):
+    """Dense FLOP/s of a card, in bfloat16 (float16 where there is none) and float32."""
+
+    bfloat16: float
+    float32: float
+
+
+PEAKS: dict[str, Peak] = {
+    # From NVIDIA's data sheets, without sparsity; float32 outside of tensor cores. The first name found counts.
+    "B200": Peak(2250e12, 80e12),
+    "H200": Peak(989e12, 67e12),
+    "H100 PCIe": Peak(756e12, 51e12),
+    "H100": Peak(989e12, 67e12),
+    "A100": Peak(312e12, 19.5e12),
+    "A10G": Peak(70e12, 35e12),
+    "A10": Peak(125e12, 31.2e12),
+    "L40S": Peak(362e12, 91.6e12),
+    "L4": Peak(121e12, 30.3e12),
+    "V100": Peak(125e12, 15.7e12),
+    "T4": Peak(65e12, 8.1e12),
+    "RTX 4090": Peak(165e12, 82.6e12),
+    "RTX 3090": Peak(71e12, 35.6e12),
+}
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype, given: float = 0.0) -> float:
+    """Return what a device can do in FLOP/s: `given`, else from the table, else 0 (unknown, as any CPU's is)."""
+    if given or device.type != "cuda":
+        return given
+    name = torch.cuda.get_device_name(device)
+    peak = next((peak for card, peak in PEAKS.items() if card in name), Peak(0.0, 0.0))
+    return peak.bfloat16 if dtype in (torch.bfloat16, torch.float16) else peak.float32
+
+
+def flops_a_sample(config: RunConfig, vocabulary: int, side: int, length: int) -> float:
+    """Return the floating-point operations of one sample, forward and backward, counted without computing.
+
+    Args:
+        config: the run.
+        vocabulary: size of the tokenizer's.
+        side: of the pictures, pixels.
+        length: of the texts, tokens.
+    """
+    pairs = 2 * max(1, _group(config))
+    counter: Any = FlopCounterMode(display=False)
+    with torch.device("meta"):
+        model = create_model(config.model, vocabulary)
+        with counter:
+            features = model(torch.empty(pairs, 3, side, side), torch.zeros(pairs, length, dtype=torch.int64))
+            (features.image.sum() + features.text.sum()).backward()
+    return float(counter.get_total_flops()) / pairs
+
+
+def _group(config: RunConfig) -> int:
+    return int(getattr(config.model.vision, "statistics_group", 0))

@@ -1,0 +1,141 @@
+"""Names the ranks that a run is waiting for.
+
+Each rank's thread puts a beat into the process group's store: a count, the step, and where the main thread is. When a
+rank has taken no step for a while, it looks at the others' beats: who is a step behind, or does not beat any more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch.distributed as dist
+
+from infra.logs import log
+from train.parallel import rank, world_size
+
+STALLS_NAME = "stalls.jsonl"
+BEATS = 6
+"""Beats in the time after which a stall is looked into."""
+SILENT_BEATS = 3
+"""Beats that a rank may leave out before it is said not to answer."""
+AGAIN_S = 60.0
+NAMED_RANKS = 8
+SLOW = 3
+"""A step may take so many times the longest before it."""
+ROOT = str(Path(__file__).parent.parent)
+
+
+class Heartbeat:
+    """Watches the ranks while the block runs.
+
+    Args:
+        step: tells how many steps this rank has taken.
+        folder: the run's, for `stalls.jsonl`.
+        stall_s: seconds without a step after which the ranks that are behind are named; 0: nobody watches.
+    """
+
+    def __init__(self, step: Callable[[], int], folder: Path, stall_s: float) -> None:
+        self.step, self.folder, self.stall_s = step, folder, stall_s
+        self.beat_s = stall_s / BEATS
+        self._main = threading.get_ident()
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
+        self._heard: dict[int, tuple[int, float]] = {}
+        self._beats = 0
+        self._longest_s = 0.0
+        self._looks = 0
+        self._last: dict[int, dict[str, Any]] = {}
+
+    def __enter__(self) -> Heartbeat:
+        if world_size() > 1 and self.stall_s:
+            # A connection of its own: the main thread may hold the other while it waits.
+            store: Any = dist.distributed_c10d._get_default_store()
+            self._store = dist.PrefixStore("heartbeat", store.clone())
+            self._beat()
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=self.beat_s)
+
+    def _watch(self) -> None:
+        step, since, told = self.step(), time.monotonic(), 0.0
+        while not self._left.wait(self.beat_s):
+            now = time.monotonic()
+            try:
+                self._beat()
+                if self.step() != step:
+                    self._longest_s = max(self._longest_s, now - since)
+                    step, since, told = self.step(), now, 0.0
+                    self._looks = 0
+                elif now - since > max(self.stall_s, SLOW * self._longest_s) and self._look(now) and now > told:
+                    self._tell(now - since)
+                    told = now + AGAIN_S
+            except (dist.DistError, RuntimeError, OSError):  # the store has gone, and so has the run
+                return
+
+    def _beat(self) -> None:
+        self._beats += 1
+        beat = {"beat": self._beats, "step": self.step(), "where": self._where()}
+        process = {"host": socket.gethostname(), "process": os.getpid()}
+        self._store.set(str(rank()), json.dumps(beat | process))
+
+    def _where(self) -> str:
+        """Return the line of ours that the main thread is in."""
+        frame: FrameType | None = sys._current_frames().get(self._main)
+        while frame is not None and not frame.f_code.co_filename.startswith(ROOT + os.sep + "train"):
+            frame = frame.f_back
+        if frame is None:
+            return "unknown"
+        return f"{os.path.relpath(frame.f_code.co_filename, ROOT)}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+    def _look(self, now: float) -> bool:
+        """Read every rank's beat; tell whether they have been watched long enough to know who is silent."""
+        self._last = {other: json.loads(self._store.get(str(other))) for other in range(world_size())}
+        for other, beat in self._last.items():
+            if self._heard.get(other, (0, 0.0))[0] != beat["beat"]:
+                self._heard[other] = (beat["beat"], now)
+        self._looks += 1
+        return self._looks > SILENT_BEATS
+
+    def _tell(self, seconds: float) -> None:
+        now = time.monotonic()
+        silent = {other for other, (_, at) in self._heard.items() if now - at > (SILENT_BEATS - 1) * self.beat_s}
+        behind = silent | self._behind(silent)
+        speaker = min(set(self._last) - silent, default=rank())
+        if speaker != rank():
+            return
+        found = [{"rank": one, "answers": one not in silent, **self._last[one]} for one in sorted(behind)]
+        named = "; ".join(_named(one) for one in found[:NAMED_RANKS]) + ("; ..." if len(found) > NAMED_RANKS else "")
+        log.warning("train: no step for %.0f s after step %d; behind: %s", seconds, self.step(), named)
+        line = {"step": self.step(), "seconds": round(seconds, 1), "behind": found}
+        with (self.folder / STALLS_NAME).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def _behind(self, silent: set[int]) -> set[int]:
+        """Return who has taken fewer steps than the others or, at the same step, is where most are not."""
+        furthest = max(beat["step"] for beat in self._last.values())
+        late = {other for other, beat in self._last.items() if beat["step"] < furthest}
+        if late or silent:
+            return late
+        usual, count = Counter(beat["where"] for beat in self._last.values()).most_common(1)[0]
+        alone = {other for other, beat in self._last.items() if beat["where"] != usual}
+        return alone if alone and 2 * count > world_size() else set(self._last)
+
+
+def _named(found: dict[str, Any]) -> str:
+    state = "is" if found["answers"] else "does not answer, last"
+    who = f"rank {found['rank']} (process {found['process']} on {found['host']})"
+    return f"{who} {state} at {found['where']}, after step {found['step']}"
