@@ -26,6 +26,7 @@ from infra.logs import Meter, log, progress
 from infra.storage import Folder
 from shards.order import default_lanes
 from train.config import RunConfig
+from train.launch import check_groups
 from train.ray_attempt import Attempt, board_here, resource, room
 from train.ray_board import Failure
 from train.ray_worker import POLL_S, SEEN_S
@@ -82,12 +83,19 @@ def world_sizes(config: RunConfig, least: int, most: int) -> list[int]:
     Raises:
         UserError: there is none.
     """
-    batch, group = config.data.global_batch_size, config.model.vision.statistics_group
-    lanes = default_lanes(batch)
-    found = [size for size in range(least, most + 1) if lanes % size == 0 and (not group or batch // size % group == 0)]
+    batch = config.data.global_batch_size
+    found = [size for size in range(least, most + 1) if _can_share(config, size)]
     if not found:
         raise UserError(f"--min-nproc: no number from {least} to {most} can share batches of {batch}; lower it")
     return found
+
+
+def _can_share(config: RunConfig, size: int) -> bool:
+    try:
+        check_groups(config, size)
+    except UserError:
+        return False
+    return default_lanes(config.data.global_batch_size) % size == 0
 
 
 def _check_ray_train() -> None:
