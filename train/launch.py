@@ -101,7 +101,7 @@ def prepare(config: RunConfig, run: Path, world_size: int) -> dict[str, Any] | N
     if folder.exists(RESULT_NAME):
         return dict(folder.read_json(RESULT_NAME))
     open_stream(config.data, 0, world_size)
-    _check_groups(config, world_size)
+    check_groups(config, world_size)
     create_objective(**config.objective.model_dump())
     if not folder.exists(TOKENIZER_NAME):
         create_tokenizer(config.tokenizer, captions(config.data.folder, config.data.caption_limit)).save(folder)
@@ -116,7 +116,8 @@ def _check_is_a_run(folder: Folder) -> None:
     raise UserError(f"{folder.url}: holds something that is no training run; take a new folder")
 
 
-def _check_groups(config: RunConfig, world_size: int) -> None:
+def check_groups(config: RunConfig, world_size: int) -> None:
+    """Raise UserError where groups of a batch's statistics would be cut by the ranks' shares of it."""
     model = sizes_of(config.model)
     group = model.vision.statistics_group or model.statistics_group
     local = config.data.global_batch_size // world_size

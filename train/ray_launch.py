@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,8 +19,6 @@ from types import FrameType
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from infra.cluster import ClusterConfig, session
 from infra.errors import RunError, UserError
@@ -30,8 +26,11 @@ from infra.logs import Meter, log, progress
 from infra.storage import Folder
 from shards.order import default_lanes
 from train.config import RunConfig
+from train.launch import check_groups
+from train.ray_attempt import Attempt, board_here, resource, room
+from train.ray_board import Failure
+from train.ray_worker import POLL_S, SEEN_S
 from train.sinks.jsonl import LOG_NAME
-from train.ray_worker import POLL_S, SEEN_S, Board, Failure, Job, run_worker
 from train.worker import RESULT_NAME, STOP_SIGNALS
 
 AGAIN = "run the same command to go on from the last checkpoint"
@@ -71,7 +70,7 @@ class RayLauncher:
         with _signals() as asked, session(self.cluster):
             if not is_joined and room() < sizes[0]:
                 raise UserError(
-                    f"--nproc: {sizes[0]} processes take as many {_resource()}s and there are {room()}; "
+                    f"--nproc: {sizes[0]} processes take as many {resource()}s and there are {room()}; "
                     "lower it, or name a cluster with --cluster.address"
                 )
             with progress("train", None, "samples") as meter:
@@ -84,23 +83,19 @@ def world_sizes(config: RunConfig, least: int, most: int) -> list[int]:
     Raises:
         UserError: there is none.
     """
-    batch, group = config.data.global_batch_size, config.model.vision.statistics_group
-    lanes = default_lanes(batch)
-    found = [size for size in range(least, most + 1) if lanes % size == 0 and (not group or batch // size % group == 0)]
+    batch = config.data.global_batch_size
+    found = [size for size in range(least, most + 1) if _can_share(config, size)]
     if not found:
         raise UserError(f"--min-nproc: no number from {least} to {most} can share batches of {batch}; lower it")
     return found
 
 
-def room() -> int:
-    """Return how many ranks the nodes that are there could hold."""
-    kind = _resource()
-    return sum(int(node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"])
-
-
-def _resource() -> str:
-    """Return what a rank takes one of: a graphics card where the cluster has any."""
-    return "GPU" if any(node["Resources"].get("GPU") for node in ray.nodes() if node["Alive"]) else "CPU"
+def _can_share(config: RunConfig, size: int) -> bool:
+    try:
+        check_groups(config, size)
+    except UserError:
+        return False
+    return default_lanes(config.data.global_batch_size) % size == 0
 
 
 def _check_ray_train() -> None:
@@ -149,8 +144,8 @@ class _Attempts:
         while not Folder(self.run).exists(RESULT_NAME):
             fitting = [size for size in self.sizes if size <= room()]
             size = fitting[-1] if fitting else self.sizes[0]
-            board = _board()
-            attempt = _Attempt(self.config, self.run, size, board)
+            board = board_here()
+            attempt = Attempt(self.config, self.run, size, board)
             try:
                 attempt.start()
                 self._watch(attempt, board)
@@ -161,7 +156,7 @@ class _Attempts:
                 attempt.clear()
                 ray.kill(board)
 
-    def _watch(self, attempt: _Attempt, board: Any) -> None:
+    def _watch(self, attempt: Attempt, board: Any) -> None:
         """Wait for the attempt's end; pass a signal on, and do not wait for ranks that have not started."""
         told, look = False, time.monotonic()
         while attempt.is_alive():
@@ -188,7 +183,7 @@ class _Attempts:
             raise KeyboardInterrupt
         raise RunError(f"{self.run}: stopped by a signal; {AGAIN}")
 
-    def _judge(self, attempt: _Attempt, failures: list[Failure]) -> None:
+    def _judge(self, attempt: Attempt, failures: list[Failure]) -> None:
         """Return if the run is done, or may be started again; else raise the cause."""
         from ray.train import ControllerError, PreemptionError
 
@@ -200,7 +195,7 @@ class _Attempts:
         if isinstance(error, ControllerError) and (room() < attempt.size or attempt.found_no_room()):
             log.warning(
                 "train: waiting for room: %d ranks take a %s each and the cluster has %d, some may be in use",
-                attempt.size, _resource(), room(),
+                attempt.size, resource(), room(),
             )  # fmt: skip
             time.sleep(WAIT_S)
             return
@@ -214,7 +209,7 @@ class _Attempts:
         of = f" of {self.max_failures}" if self.max_failures >= 0 else ""
         log.warning("train: %s; going on from the last checkpoint (restart %d%s)", words, self.failures, of)
 
-    def _raise_final(self, attempt: _Attempt, failures: list[Failure]) -> None:
+    def _raise_final(self, attempt: Attempt, failures: list[Failure]) -> None:
         """Raise what would come again: a mistake, or a failure with words that no lost rank has caused."""
         for failure in failures:
             if failure.kind == "user":
@@ -222,11 +217,6 @@ class _Attempts:
         for failure in failures:
             if failure.kind == "run" and not attempt.lost(failures):
                 raise RunError(f"rank {failure.rank} of {attempt.size} on {failure.host}: {failure.message}")
-
-
-def _board() -> Any:
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Board).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here).remote()
 
 
 def _wait_for_result(run: Path) -> None:
@@ -246,64 +236,3 @@ def _last_line(path: Path) -> dict[str, Any]:
         return dict(json.loads(whole[-1])) if whole else {}
     except (OSError, ValueError):
         return {}
-
-
-class _Attempt(threading.Thread):
-    """One start of Ray Train with `size` ranks; `error` is what it ended with, in Ray Train's words."""
-
-    def __init__(self, config: RunConfig, run: Path, size: int, board: Any) -> None:
-        super().__init__(name="ray-train", daemon=True)
-        self.size = size
-        self.error: Exception | None = None
-        self._storage = tempfile.mkdtemp(prefix="pairmill-train-")
-        job = Job(config.model_dump_json(), run, str(Path.cwd()), board)
-        self._trainer = _trainer(job, size, config.parallel.timeout_s, self._storage)
-
-    def run(self) -> None:
-        from ray.train import TrainingFailedError
-
-        try:
-            self._trainer.fit()
-        except (TrainingFailedError, RayError) as error:
-            self.error = error
-
-    def clear(self) -> None:
-        """Remove what Ray Train has kept of the attempt."""
-        shutil.rmtree(self._storage, ignore_errors=True)
-
-    def found_no_room(self) -> bool:
-        """Tell whether Ray Train waited in vain for others to make room; it has no public name for that."""
-        return type(getattr(self.error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError"
-
-    def lost(self, failures: list[Failure]) -> list[int]:
-        """Return the ranks that ended without a word: killed, or with their node."""
-        told = {failure.rank for failure in failures}
-        return sorted(set(getattr(self.error, "worker_failures", {})) - told)
-
-    def words(self, failures: list[Failure]) -> str:
-        """Return who failed and why, in one line."""
-        lost = self.lost(failures)
-        if lost:
-            return f"rank {lost[0]} of {self.size} died (its process was killed, or its node lost)"
-        if failures:
-            first = failures[0]
-            return f"rank {first.rank} of {self.size} on {first.host} died ({first.message})"
-        return f"Ray Train failed ({' '.join(str(self.error).split())[:300]})"
-
-
-def _trainer(job: Job, size: int, timeout_s: float, storage: str) -> Any:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    on_cards = _resource() == "GPU"
-    none: dict[str, Any] = {"max_failures": 0, "controller_failure_limit": 0, "max_preemption_failures": 0}
-    return TorchTrainer(
-        run_worker,
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_cards else "gloo", timeout_s=round(timeout_s)),
-        scaling_config=ScalingConfig(num_workers=size, use_gpu=on_cards),
-        run_config=RunConfig(
-            storage_path=storage,
-            failure_config=FailureConfig(**none),
-        ),
-    )

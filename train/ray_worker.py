@@ -1,8 +1,7 @@
-"""One rank of a training run in a worker of Ray Train's, and the board on which it and the driver leave word."""
+"""One rank of a training run in a worker of Ray Train's."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import threading
@@ -20,54 +19,12 @@ from infra.config import essence, parse
 from infra.errors import RunError, UserError
 from infra.storage import Folder
 from train.config import RunConfig
+from train.ray_board import Failure
 from train.worker import CONFIG_NAME, run_rank
 
 SEEN_S = 15.0
 """Seconds that a shared file system may take to show on one node what another has written."""
 POLL_S = 0.1
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a rank ended: `kind` is `user` (a mistake to mend), `run` (a failure with words) or `crash`."""
-
-    rank: int
-    host: str
-    kind: str
-    message: str
-
-
-class Board:
-    """An actor beside the driver: whether the ranks are to stop, who has arrived, and why who failed."""
-
-    def __init__(self) -> None:
-        self._stop = asyncio.Event()
-        self._hosts: dict[int, str] = {}
-        self._failures: list[Failure] = []
-
-    async def stop(self) -> None:
-        """Ask the ranks to save a checkpoint and leave."""
-        self._stop.set()
-
-    async def until_stop(self) -> None:
-        """Return once they are asked to."""
-        await self._stop.wait()
-
-    async def arrive(self, rank: int, host: str) -> None:
-        """Take down where a rank runs."""
-        self._hosts[rank] = host
-
-    async def hosts(self) -> dict[int, str]:
-        """Return the host of each rank that has arrived."""
-        return self._hosts
-
-    async def fail(self, failure: Failure) -> None:
-        """Take down why a rank ends."""
-        self._failures.append(failure)
-
-    async def failures(self) -> list[Failure]:
-        """Return what was taken down, the first failure first."""
-        return self._failures
 
 
 @dataclass(frozen=True)
