@@ -12,13 +12,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from infra.cluster import ClusterConfig, session
 from infra.errors import RunError, UserError
@@ -74,7 +75,11 @@ class RayLauncher:
                     "lower it, or name a cluster with --cluster.address"
                 )
             with progress("train", None, "samples") as meter:
-                _Attempts(config, run.absolute(), sizes, self.max_failures, asked, meter).until_done()
+                try:
+                    _Attempts(config, run.absolute(), sizes, self.max_failures, asked, meter).until_done()
+                except RayError as error:  # what is beside us has gone: the head, or this node
+                    words = str(error).splitlines()[0]
+                    raise RunError(f"the Ray cluster is lost: {type(error).__name__}: {words}; {AGAIN}") from error
 
 
 def world_sizes(config: RunConfig, least: int, most: int) -> list[int]:
@@ -154,7 +159,8 @@ class _Attempts:
                 self._judge(attempt, ray.get(board.failures.remote()))
             finally:
                 attempt.clear()
-                ray.kill(board)
+                with suppress(RayError):
+                    ray.kill(board)
 
     def _watch(self, attempt: Attempt, board: Any) -> None:
         """Wait for the attempt's end; pass a signal on, and do not wait for ranks that have not started."""

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
+from infra.cluster import ClusterConfig
 from infra.config import load_toml
 from infra.errors import UserError
 from train import checkpoint
@@ -128,6 +129,7 @@ def train_workers(node: Any) -> list[psutil.Process]:
     return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_no_step(cluster: Cluster, node: Any, toml: Path, whole: list[dict[str, Any]]) -> None:
     """The run goes on from its checkpoint and ends loss by loss as one of our own launcher's, each step once."""
     run = toml.with_suffix("")
@@ -229,9 +231,14 @@ def test_world_sizes_share_the_batch(toml: Path) -> None:
         world_sizes(config, 3, 3)
 
 
-def test_more_ranks_than_room_is_named(toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything starts, where the cluster is our own and will not grow."""
+def test_more_ranks_than_room_is_named(toml: Path) -> None:
+    """Where the cluster is our own and will not grow."""
+    launcher = RayLauncher(ClusterConfig(cpus=1, object_store_bytes=80 * 2**20))
+    with pytest.raises(UserError, match="--nproc: 2 processes take as many CPUs and there are 1"):
+        train(load_toml(toml, RunConfig), toml.with_suffix(""), 2, launcher)
+
+
+def test_a_rank_of_torchrun_starts_no_ranks(toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match="start it without torchrun"):
         train(load_toml(toml, RunConfig), toml.with_suffix(""), 2, RayLauncher())
