@@ -147,7 +147,10 @@ def _entry_faults(told: index.Index, place: int, shard: Found) -> list[Fault]:
         for what, said, is_there in compared
         if said is not None and is_there is not None and said != is_there
     ]
-    ends = told.ends(place)
+    try:
+        ends = told.ends(place)
+    except UserError as error:
+        return [*faults, Fault(shard.name, "", str(error), "index")]
     if len(ends) != entry.samples:
         faults.append(
             Fault(shard.name, "", f"the index has {len(ends)} addresses for {entry.samples} samples", "index")

@@ -16,7 +16,7 @@ import webdataset as wds
 
 from infra.errors import UserError
 from infra.storage import TEMPORARY_PREFIX, Folder
-from shards import index
+from shards import entries, index
 from shards.layout import INDEX, STATS_SUFFIX
 from shards.repair import repair
 from shards.scan import file_digest, scan_ends
@@ -147,7 +147,7 @@ FAULTS: dict[str, tuple[Damage, str, str]] = {
 def other_version(folder: Folder) -> bytes:
     out = io.BytesIO()
     table = index.load(folder).table(0, 64)
-    pq.write_table(table.replace_schema_metadata({index.VERSION_KEY: b"9"}), out)
+    pq.write_table(table.replace_schema_metadata({entries.VERSION_KEY: b"9"}), out)
     return out.getvalue()
 
 
