@@ -26,7 +26,7 @@ from torch.multiprocessing import start_processes
 from train.accumulate import forward_backward
 from train.config import RunConfig
 from train.gradients import clip_gradients, zero_gradients
-from train.model import DualEncoder, Features, ModelConfig, TextConfig, VisionConfig, create_model
+from train.model import DualEncoder, Features, ModelConfig, TextConfig, VisionConfig, ViTConfig, create_model
 from train.objectives import create_objective
 from train.optim import OptimConfig, create_optimizer
 from train.parallel import ParallelConfig, average_buffers, parallelize, rank, world_size
@@ -44,10 +44,23 @@ MODELS = {
         embed_dim=8, vision=VisionConfig(widths=(4, 8), depths=(1, 1), statistics_group=2), text=TEXT
     ),
 }
+OTHER_MODELS = {
+    "vit": ModelConfig(
+        embed_dim=8, vit=ViTConfig(image_size=SIDE, patch_size=8, width=8, layers=2, heads=2), text=TEXT
+    ),
+    "siglip": ModelConfig(
+        embed_dim=8,
+        logit_bias=-2.0,
+        vit=ViTConfig(image_size=SIDE, patch_size=8, width=8, layers=1, heads=2, pool="attention"),
+        text=TextConfig(context=CONTEXT, width=8, layers=1, heads=2, causal=False, pool="last", projection_bias=True),
+    ),
+}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "clip": {"name": "clip", "label_smoothing": 0.1},
+    "tiles": {"name": "clip", "tile": 3},
     "same text": {"name": "clip", "same_text": "positive"},
 }
+SIGMOID: dict[str, dict[str, Any]] = {"siglip": {"name": "siglip", "tile": 3}}
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -104,6 +117,10 @@ def cases(world: int) -> Iterator[Case]:
     for objective in (*OBJECTIVES, "headed"):
         for placement in placements[-1:] if world == 4 else placements:
             yield Case(objective=objective, optimizer="adamw", parallel=_options(placement, micro_batch=2))
+    for placement in placements:
+        yield Case("vit", parallel=_options(placement, micro_batch=2, checkpoint_activations=True))
+        yield Case("vit", "tiles", dtype=torch.float32, parallel=_options(placement, micro_batch=2))
+        yield Case("siglip", "siglip", parallel=_options(placement, micro_batch=2))
 
 
 def _options(placement: dict[str, Any], **more: Any) -> tuple[tuple[str, Any], ...]:
@@ -137,9 +154,11 @@ def trained(case: Case) -> dict[str, Tensor]:
 def new_state(case: Case) -> TrainingState:
     """A run without data, at its beginning."""
     torch.manual_seed(3)
-    model = create_model(MODELS[case.model], VOCABULARY).to(case.dtype)
+    model = create_model((MODELS | OTHER_MODELS)[case.model], VOCABULARY).to(case.dtype)
     objective = (
-        Headed().to(case.dtype) if case.objective == "headed" else create_objective(**OBJECTIVES[case.objective])
+        Headed().to(case.dtype)
+        if case.objective == "headed"
+        else create_objective(**(OBJECTIVES | SIGMOID)[case.objective])
     )
     parallel, device = ParallelConfig(precision="float32", **dict(case.parallel)), torch.device("cpu")
     module = parallelize(model, parallel, device)
