@@ -166,8 +166,8 @@ def new_state(case: Case) -> TrainingState:
     if case.optimizer == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD([*model.parameters(), *own], lr=0.1)
     else:
-        optimizer = create_optimizer(model, OptimConfig(learning_rate=1e-2, epsilon=1e-3))
-        optimizer.add_param_group({"params": list(own), "weight_decay": 0.0})
+        heads = [objective] if isinstance(objective, nn.Module) else []
+        optimizer = create_optimizer(model, OptimConfig(learning_rate=1e-2, epsilon=1e-3), *heads)
     parts: dict[str, Any] = dict.fromkeys(field.name for field in fields(TrainingState) if field.default is MISSING)
     parts |= {"config": RunConfig(parallel=parallel), "model": model, "parallel": module, "objective": objective}
     return TrainingState(**parts | {"optimizer": optimizer, "dtype": torch.float32, "device": device})
