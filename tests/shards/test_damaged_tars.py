@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import webdataset as wds
 
 import shards
 from infra.errors import RunError, UserError
@@ -233,3 +234,28 @@ def test_a_foreign_tar_with_a_name_that_climbs_out(tmp_path: Path, has_index: bo
     else:
         with pytest.raises(UserError, match=r"x\.tar: damaged tar \(byte 3072: the name '\.\./b\.txt' leaves"):
             ShardStream(folder, global_batch_size=1)
+
+
+@pytest.mark.parametrize("stem", ["caf\xe9", "\xe9" * 120 + "/caf\xe9"], ids=["in the header", "before it"])
+def test_a_foreign_name_in_latin_1_is_read_as_webdataset_does(tmp_path: Path, stem: str) -> None:
+    tar_file = tmp_path / "x.tar"
+    with tarfile.open(tar_file, "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        for name in ("a.jpg", "a.txt", f"{stem}.jpg", f"{stem}.txt", "z.jpg", "z.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = 7
+            tar.addfile(info, io.BytesIO(b"content"))
+    theirs = [
+        one["__key__"].encode("utf-8", "surrogateescape") for one in wds.WebDataset(str(tar_file), shardshuffle=False)
+    ]
+    assert theirs == [b"a", stem.encode("latin-1"), b"z"]
+    folder = Folder(tmp_path)
+    assert verify(folder).faults == []
+    for has_index in (False, True):
+        if has_index:
+            index.save(folder, index.build(folder))
+        stream = ShardStream(folder, global_batch_size=1)
+        assert {one["__key__"] for one in stream.samples()} == {"a", stem, "z"}
+    (tmp_path / "keep.txt").write_text(f"{stem}\n", "utf-8")
+    kept = ShardStream(folder, global_batch_size=1, keep=tmp_path / "keep.txt")
+    assert [one["__index__"] for one in kept.samples()] == [1]
+    assert shards.open(tmp_path)[stem]["txt"] == b"content"
