@@ -214,6 +214,22 @@ def test_a_sidecar_that_disagrees(
             shards.open(own_shards.url)["000010004"]
 
 
+@pytest.mark.parametrize("dialect", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
+def test_a_member_that_is_there_twice_makes_its_sample_a_hole(tmp_path: Path, dialect: int) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w", format=dialect) as tar:
+        for name in ("a.jpg", "a.txt", "b.jpg", "b.txt", "b.txt", "c.jpg", "c.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = 7
+            tar.addfile(info, io.BytesIO(b"content"))
+    folder = Folder(tmp_path)
+    assert [(fault.key, fault.what) for fault in verify(folder).faults] == [("b", "b.txt is there twice")]
+    stream = ShardStream(folder, global_batch_size=3)
+    assert {one["__key__"] for one in stream.samples()} == {"a", "c"}
+    assert stream.holes == 1
+    with pytest.raises(BadSampleError, match=r"holds 'b\.txt' twice"):
+        shards.open(tmp_path)["b"]
+
+
 @pytest.mark.parametrize("has_index", [False, True])
 def test_a_foreign_tar_with_a_name_that_climbs_out(tmp_path: Path, has_index: bool) -> None:
     files = [("a.jpg", b"i"), ("a.txt", b"t"), ("b.jpg", b"i"), ("../b.txt", b"t"), ("c.jpg", b"i"), ("c.txt", b"t")]
