@@ -120,7 +120,8 @@ def _index_faults(folder: Folder, found: Sequence[Found], there: Sequence[str]) 
         if place is None:
             faults.append(Fault(shard.name, "", "is not in the index", "index"))
             continue
-        faults += _entry_faults(told, place, shard)
+        if not any(fault.kind == "unreadable" for fault in shard.faults):
+            faults += _entry_faults(told, place, shard)
     for name in by_name:
         faults.append(Fault(name, "", "is in the index and has no commit here: a missing shard", "missing"))
     for entry in told.shards:

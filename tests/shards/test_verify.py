@@ -55,6 +55,10 @@ def recommit(folder: Folder) -> None:
     folder.delete(INDEX)
 
 
+def edit_commit(folder: Folder, **values: object) -> None:
+    folder.write_json("00001" + STATS_SUFFIX, folder.read_json("00001" + STATS_SUFFIX) | values)
+
+
 def rewrite_tar(folder: Folder, change: Callable[[list[tuple[str, bytes]]], list[tuple[str, bytes]]]) -> None:
     with tarfile.open(folder.path("00001.tar")) as tar:
         files = [(info.name, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
@@ -140,6 +144,9 @@ FAULTS: dict[str, tuple[Damage, str, str]] = {
     "temporary file": (
         lambda f: Path(f.path(TEMPORARY_PREFIX + "00009.tar-ab")).write_bytes(b""),  # type: ignore[func-returns-value]
         "", "left by an interrupted writer"),
+    "statuses that disagree": (
+        lambda f: edit_commit(f, by_status={"success": 24, "filtered": 6}), "00001",
+        "by status: {'success': 24, 'filtered': 6} in the commit, {'success': 25, 'filtered': 5} in the sidecar"),
     "stranger": (lambda f: f.write("notes.txt", b""), "notes.txt", "belongs to no shard"),
 }  # fmt: skip
 
