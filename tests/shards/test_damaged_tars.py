@@ -26,6 +26,7 @@ from shards.stream import ShardStream
 from shards.tar import END, padded
 from shards.verify import verify
 
+pytestmark = pytest.mark.usefixtures("either_read")
 NAME, ROW = "00001", 3
 """The shard that is damaged, and which of its samples."""
 MEMBERS = ("image", "txt", "json")
