@@ -48,7 +48,9 @@ class Loader:
             UserError: workers and lanes do not work out.
         """
         if workers < 0 or prefetch < 1:
-            raise UserError(f"workers {workers}, prefetch {prefetch}: give 0 or more workers, and 1 or more to prefetch")
+            raise UserError(
+                f"workers {workers}, prefetch {prefetch}: give 0 or more workers, and 1 or more to prefetch"
+            )
         self.stream, self.workers = stream, workers
         self._transform, self._merge = transform or _as_is, merge or joined
         self._prefetch, self._start_method = prefetch, start_method
@@ -80,6 +82,7 @@ class Loader:
                 num_workers=self.workers,
                 prefetch_factor=self._prefetch,
                 multiprocessing_context=self._start_method,
+                generator=torch.Generator(),  # the process' own one belongs to what is trained, and is resumed
             )
         )
         for step in self.stream.remaining():

@@ -120,6 +120,9 @@ def test_loader_processes_bring_the_same_batches(make_config: MakeConfig, decode
     alone = reader(make_config(**strong))
     processes = reader(make_config(**{**strong, "data": {**strong["data"], "workers": 2}}))
     alone.total = processes.total = 6 * 16
+    torch.manual_seed(1)
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
     expected = take(alone, 7)
     processes.load_state_dict(expected[0].state)
     for batch, wanted in zip(take(processes, 6), expected[1:], strict=True):
@@ -127,6 +130,7 @@ def test_loader_processes_bring_the_same_batches(make_config: MakeConfig, decode
         assert torch.equal(batch.images, wanted.images)
         assert torch.equal(batch.tokens, wanted.tokens)
         assert torch.equal(batch.numbers, wanted.numbers)
+    assert torch.equal(torch.rand(1), drawn)  # what dropout draws is left alone
 
 
 def test_what_was_prepared_ahead_is_not_lost(make_config: MakeConfig) -> None:

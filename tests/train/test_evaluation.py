@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from infra.config import load_toml
 from infra.errors import UserError
+from shards.order import default_lanes
 from train import checkpoint
 from train.config import RunConfig
 from train.evaluate.retrieval import distinct, recall, retrieval
@@ -19,6 +20,8 @@ from train.evaluate.run import evaluate
 from train.evaluate.suite import read_suite, write_suite
 from train.evaluate.zero_shot import accuracy, classifier
 from train.launch import train
+from train.models import sizes_of
+from train.objectives import check_needs, create_objective
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("red", "green", "blue", "orange", "purple", "black")
@@ -150,8 +153,13 @@ def test_missing_suite_or_checkpoint_is_named(tmp_path: Path, suite: Path) -> No
 
 
 def test_recipes_are_valid() -> None:
-    """Every recipe that is shipped loads."""
+    """Every recipe that is shipped loads, and its loaders share the lanes on the machines that it is for."""
     recipes = sorted((ROOT / "train" / "recipes").glob("*.toml"))
     assert recipes
     for recipe in recipes:
-        load_toml(recipe, RunConfig)
+        config = load_toml(recipe, RunConfig)
+        cards = {32768: 128, 4096: 8}.get(config.data.global_batch_size, 2)
+        assert default_lanes(config.data.global_batch_size) % (cards * max(1, config.data.workers)) == 0, recipe
+        sizes = sizes_of(config.model)
+        assert config.data.image_size == getattr(sizes.vit or sizes.resnet, "image_size", config.data.image_size)
+        check_needs(config.objective.name, create_objective(**config.objective.model_dump()), config.model)

@@ -49,9 +49,7 @@ def check_needs(name: str, objective: Objective, model: ModelConfig) -> None:
     if reads_bias and not has_bias:
         raise UserError(f"objective.name: {name!r} needs a model with a bias; set model.logit_bias, to -10 for a start")
     if has_bias and not reads_bias:
-        raise UserError(
-            f"objective.name: {name!r} reads no bias, the model has one; take 'siglip' or another model"
-        )
+        raise UserError(f"objective.name: {name!r} reads no bias, the model has one; take 'siglip' or another model")
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {"clip": ClipObjective, "siglip": SiglipObjective}
