@@ -1,10 +1,10 @@
 """How long does the training loop stand still for a checkpoint?
 
-A model of ViT-B/16's size (150 million parameters and AdamW's two moments in float32, 1.8 GB) is trained for some steps
-on tiny shards, with a checkpoint after each: first asynchronously, then with the loop waiting for the disk. The pause is
-what `Saver.save` and the wait in `optimizer.step` take together; the first asynchronous one also fills new buffers.
-Beside it: one copy of as many bytes by one thread, which is the least that a copy could take, and what a step takes alone
-and while a checkpoint is copied and written. Prints one JSON object; ratios above 1 are good.
+A model of ViT-B/16's size (150 million parameters and AdamW's two moments in float32, 1.8 GB) is trained for some
+steps on tiny shards, with a checkpoint after each: first asynchronously, then with the loop waiting for the disk. The
+pause is what `Saver.save` and the wait in `optimizer.step` take together; the first asynchronous one also fills new
+buffers. Beside it: one copy of as many bytes by one thread, which is the least that a copy could take, and what a step
+takes alone and while a checkpoint is copied and written. Prints one JSON object; ratios above 1 are good.
 
     python benchmarks/checkpoint_pause.py [--width 1024] [--layers 12] [--checkpoints 4] [--folder DIR]
 """

@@ -114,7 +114,10 @@ def measure(name: str, batch: int, shards: str, work: Path, given: argparse.Name
     side, length = first.images.shape[-1], first.tokens.shape[1]
     on_device = Batch(first.images.to(state.device), first.tokens.to(state.device), first.numbers.to(state.device),
                       first.keys, first.skipped, first.state)  # fmt: skip
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     spent = {"synthetic": timed(itertools.repeat(on_device), lambda one: train_step(state, one), given.steps)}
+    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     spent["fed"] = timed(state.data, lambda one: train_step(state, one), given.steps)
     if not given.without_open_clip:
         spent["open_clip"] = of_open_clip(name, state, first, given)
@@ -129,8 +132,14 @@ def measure(name: str, batch: int, shards: str, work: Path, given: argparse.Name
         "times_open_clip": round(speed["synthetic"] / speed["open_clip"], 3) if "open_clip" in speed else None,
         "gflops_a_sample": round(needed / 1e9, 2),
         "mfu": round(speed["synthetic"] * needed / peak, 3) if peak else None,
-        "memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        "memory_bytes": memory,
     }
+
+
+def _loaders() -> int:
+    """Return how many loader processes the cores are enough for: a power of two, which divides the lanes."""
+    spare = len(os.sched_getaffinity(0)) - 2
+    return 1 << spare.bit_length() - 1 if spare > 0 else 0
 
 
 def main() -> None:
@@ -139,7 +148,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[], help="pairs of a step, for each model")
     parser.add_argument("--steps", type=int, default=48, help="counted steps")
     parser.add_argument("--samples", type=int, default=4096, help="of the shards that feed it")
-    parser.add_argument("--workers", type=int, default=max(0, len(os.sched_getaffinity(0)) - 2))
+    parser.add_argument("--workers", type=int, default=_loaders())
     parser.add_argument("--peak", type=float, default=0.0, help="FLOP/s of the device, where it is not in the table")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--without-open-clip", action="store_true")

@@ -127,7 +127,11 @@ class Folder:
         path = self._inside(name)
         if self.is_local:
             with Path(path).open("rb", buffering=0) as file:
-                return os.pread(file.fileno(), end - start, start)
+                parts, at = [], start
+                while at < end and (part := os.pread(file.fileno(), end - at, at)):  # one brings 2 GiB at the most
+                    parts.append(part)
+                    at += len(part)
+                return b"".join(parts)
         if timeout_s is None or not self.fs.async_impl:
             return bytes(self.fs.cat_file(path, start=start, end=end))
         # The clients' own limits are for a silent socket, and are multiplied by their nested retries.
@@ -140,7 +144,10 @@ class Folder:
             FileNotFoundError.
         """
         with Path(self._inside(name)).open("rb", buffering=0) as file:
-            return os.preadv(file.fileno(), [buffer], start)
+            came = 0
+            while more := os.preadv(file.fileno(), [buffer[came:]], start + came):  # 2 GiB at the most
+                came += more
+            return came
 
     def read_json(self, name: str) -> Any:
         """Return a JSON file's value. Raises FileNotFoundError, and RunError if it is not JSON."""

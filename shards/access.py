@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,16 +15,22 @@ from shards.reads import PATIENCE_S, Reader
 
 
 class Samples:
-    """A shard folder as a sequence of samples: `samples[7]`, `samples["000120034"]`, `len(samples)`."""
+    """A shard folder as a sequence of samples: `samples[7]`, `samples["000120034"]`, `len(samples)`.
+
+    It can be copied and sent to another process; each process, a forked one too, reads with connections of its own.
+    """
 
     def __init__(self, folder: str | Folder, *, decode: bool = False) -> None:
         """Open a folder. Raises UserError where it holds no shards or an index of another version."""
         self.folder = folder if isinstance(folder, Folder) else Folder(folder)
         self.index = load_or_scan(self.folder)
-        self._reader = Reader(self.folder, self.index, PATIENCE_S)
+        self._readers: dict[int, Reader] = {}
         self._decode = decode
         self._keys: dict[int, dict[str, int]] = {}
         self._places = {shard.name: place for place, shard in enumerate(self.index.shards)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_readers": {}}
 
     def __len__(self) -> int:
         """Samples in the folder."""
@@ -52,8 +59,15 @@ class Samples:
             sample.decode(found)
         return found
 
+    def _reader(self) -> Reader:
+        held = self._readers.get(os.getpid())
+        if held is None:
+            reader = Reader(Folder(self.folder.url), self.index, PATIENCE_S)
+            held = self._readers.setdefault(os.getpid(), reader)
+        return held
+
     def _read(self, number: int) -> dict[str, Any]:
-        (piece,) = self._reader.read(number, number + 1)
+        (piece,) = self._reader().read(number, number + 1)
         if piece.fault is not None:
             raise piece.fault
         found = sample.parse(piece.sample(number), ())
@@ -85,7 +99,7 @@ class Samples:
         for place, shard in enumerate(self.index.shards):
             is_likely = shard.sidecar_bytes is None or key.startswith(shard.name)
             (likely if is_likely else others).append(place)
-        has_retries = self.folder.exists(RETRY)
+        has_retries = self._reader().folder.exists(RETRY)
         for place in (*likely, *(reversed(others) if has_retries else ())):
             at = self._keys_of(place).get(key)
             if at is not None:
@@ -94,6 +108,6 @@ class Samples:
 
     def _keys_of(self, place: int) -> dict[str, int]:
         if place not in self._keys:
-            keys = keys_in(self.folder, self.index.shards[place])
+            keys = keys_in(self._reader().folder, self.index.shards[place])
             self._keys[place] = {key: row for row, key in enumerate(keys)}
         return self._keys[place]

@@ -135,12 +135,24 @@ class Batches(IterableDataset[list[Sample]]):
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def samples(self) -> Iterator[Sample]:
-        """Yield the samples of this rank's batches one by one."""
+        """Yield the samples of this rank's batches one by one.
+
+        The state stands after a batch once the last sample of it was taken: who stops in the midst of one goes on from
+        its first sample, and sees some of it again, but misses none.
+        """
+        before = (self._epoch, self._step, self._ended)
         for batch in self:
-            yield from batch
+            after = (self._epoch, self._step, self._ended)
+            for number, sample in enumerate(batch, 1):
+                self._epoch, self._step, self._ended = after if number == len(batch) else before
+                yield sample
+            before = (self._epoch, self._step, self._ended)
 
     def source(self) -> SampleSource:
-        """Return this stream as a source: `wds.DataPipeline(stream.source(), wds.map(...), ...)`."""
+        """Return this stream as a source: `wds.DataPipeline(stream.source(), wds.map(...), ...)`.
+
+        What the pipeline took and holds (a shuffle's buffer, half a batch) counts as taken: see `samples`.
+        """
         return SampleSource(self)
 
     def check_workers(self, workers: int) -> None:
@@ -215,6 +227,10 @@ class _LoaderPasses:
     def __init__(self) -> None:
         self._numbers = torch.zeros(3, dtype=torch.int64).share_memory_()
         self._process = 0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._numbers.share_memory_()  # a copy's are its own, but its workers' too
 
     def join(self, seed: int, epoch: int, step: int) -> int | None:
         """Return the epoch at which this pass begins; None where the worker's copy stands right itself."""

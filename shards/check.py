@@ -17,21 +17,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.errors import RunError
-from infra.storage import Folder
+from infra.storage import Folder, storage_failures
 from shards.layout import STATS_SUFFIX, Status
 from shards.sample import IMAGES, split_name
 from shards.tar import Member, scan
 
 PIECE_BYTES = 1 << 22
 _OFFSETS = ("member", "offset", "size", "image_offset", "image_bytes")
+_REFUSALS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+"""What an object store says of one object, not of itself."""
 
 
 @dataclass(frozen=True)
 class Fault:
     """One fault: in which shard, at which key (both may be empty), what it is, and of what kind.
 
-    Kinds: `torn` (files of the shard are damaged or incomplete), `missing`, `content` (whole, yet its parts
-    disagree), `index`, `stranger` (a file that belongs to nothing).
+    Kinds: `torn` (files of the shard are damaged or incomplete), `missing`, `unreadable` (what it holds could not be
+    looked at), `content` (whole, yet its parts disagree), `index`, `stranger` (a file that belongs to nothing).
     """
 
     shard: str
@@ -42,9 +44,13 @@ class Fault:
 
 @dataclass
 class Found:
-    """What a shard turned out to hold; digests and addresses stay None where they were not computed."""
+    """What a shard turned out to hold; digests and addresses stay None where they were not computed.
+
+    `ours` tells whether its commit is one of this format, not only one of its name; None for one that is damaged.
+    """
 
     name: str
+    ours: bool | None = False
     samples: int = 0
     tar_bytes: int = 0
     tar_sha256: str | None = None
@@ -70,43 +76,67 @@ class Sample:
 
 
 def check_shard(folder: Folder, name: str, quick: bool) -> Found:
-    """Check one shard; `quick` compares sizes with the commit alone."""
+    """Check one shard; `quick` compares sizes with the commit alone.
+
+    Whatever is wrong with it is a fault, so that the other shards are looked at. Only an object store that is away is
+    none: its errors are passed on.
+    """
     found = Found(name)
-    stats = read_commit(folder, found)
-    ours = "tar_sha256" in stats  # a commit of this format, not only one of its name
+    try:
+        _check(folder, found, quick)
+    except storage_failures() as error:
+        if not folder.is_local and not isinstance(error, _REFUSALS):
+            raise
+        found.fault(f"cannot be opened ({_in_words(error)})", kind="unreadable")
+    except (pa.ArrowException, ValueError, TypeError, AttributeError, LookupError, RecursionError, RunError) as error:
+        found.fault(f"cannot be checked ({_in_words(error)})")
+    return found
+
+
+def _in_words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _check(folder: Folder, found: Found, quick: bool) -> None:
+    name, stats = found.name, read_commit(folder, found)
     try:
         found.tar_bytes = folder.size(f"{name}.tar")
     except FileNotFoundError:
         found.fault(f"{name}.tar is missing", kind="torn")
-        return found
+        return
     _same(found, "bytes in the tar", stats.get("tar_bytes"), found.tar_bytes)
-    sidecar = _sidecar_bytes(folder, found, ours, quick)
+    sidecar = _sidecar_bytes(folder, found, quick)
     _same(found, "bytes in the sidecar", stats.get("sidecar_bytes"), found.sidecar_bytes)
+    successes = stats.get("successes", 0)
+    if type(successes) is not int:
+        found.fault(f"the commit counts {successes!r} samples, which is no number")
     if quick:
-        found.samples = int(stats.get("successes", 0))
-        return found
-    samples = _read_tar(folder, found, triples=ours, keep=sidecar is not None)
+        found.samples = successes if type(successes) is int else 0
+        return
+    samples = _read_tar(folder, found, keep=sidecar is not None)
     _same(found, "the tar's SHA-256", stats.get("tar_sha256"), found.tar_sha256)
     _same(found, "the sidecar's SHA-256", stats.get("sidecar_sha256"), found.sidecar_sha256)
-    if "successes" in stats and stats["successes"] != found.samples:
-        found.fault(f"the commit counts {stats['successes']} samples, the tar holds {found.samples}")
+    if "successes" in stats and successes != found.samples:
+        found.fault(f"the commit counts {successes} samples, the tar holds {found.samples}")
     if sidecar is not None:
         _check_sidecar(found, sidecar, samples, stats)
-    return found
 
 
 def read_commit(folder: Folder, found: Found) -> dict[str, Any]:
-    """Return a shard's `_stats.json`, {} where there is none or it is damaged (a fault)."""
+    """Return a shard's `_stats.json`, {} where there is none or it is damaged (a fault); tell whether it is ours."""
     try:
         stats = folder.read_json(found.name + STATS_SUFFIX)
     except FileNotFoundError:
         return {}
-    except RunError as error:
-        found.fault(str(error), kind="torn")
-        return {}
+    except (RunError, RecursionError) as error:
+        stats, what = None, str(error)
+    else:
+        what = f"{found.name}{STATS_SUFFIX} is not a commit"
     if not isinstance(stats, dict):
-        found.fault(f"{found.name}{STATS_SUFFIX} is not a commit", kind="torn")
+        found.ours = None
+        found.fault(what, kind="torn")
         return {}
+    found.ours = "tar_sha256" in stats
     return stats
 
 
@@ -115,7 +145,7 @@ def _same(found: Found, what: str, told: Any, there: Any) -> None:
         found.fault(f"{what}: {told} in the commit, {there} there", kind="torn")
 
 
-def _sidecar_bytes(folder: Folder, found: Found, ours: bool, quick: bool) -> bytes | None:
+def _sidecar_bytes(folder: Folder, found: Found, quick: bool) -> bytes | None:
     name = f"{found.name}.parquet"
     try:
         if quick:
@@ -123,7 +153,7 @@ def _sidecar_bytes(folder: Folder, found: Found, ours: bool, quick: bool) -> byt
             return None
         data = folder.read(name)
     except FileNotFoundError:
-        if ours:
+        if found.ours:
             found.fault(f"{name} is missing", kind="torn")
         return None
     found.sidecar_bytes, found.sidecar_sha256 = len(data), hashlib.sha256(data).hexdigest()
@@ -155,11 +185,8 @@ class _Hashing(io.RawIOBase):
         return empty
 
 
-def _read_tar(folder: Folder, found: Found, *, triples: bool, keep: bool) -> list[Sample]:
-    """Read a tar to its last byte; return its samples if they are to `keep`.
-
-    A `triple` is an image, a `txt` and a `json`.
-    """
+def _read_tar(folder: Folder, found: Found, *, keep: bool) -> list[Sample]:
+    """Read a tar to its last byte; return its samples if they are to `keep`."""
     samples: list[Sample] = []
     seen: set[str] = set()
     ends, last = array("q"), ""
@@ -171,11 +198,11 @@ def _read_tar(folder: Folder, found: Found, *, triples: bool, keep: bool) -> lis
                 if sample.key in seen:
                     found.fault("the members of this key are not adjacent", sample.key)
                 seen.add(sample.key)
-                if last and triples and sample.key <= last:
+                if last and found.ours and sample.key <= last:
                     found.fault(f"comes after {last}: the keys are not in order", sample.key)
                 last = sample.key
                 ends.append(sample.end)
-                _check_members(found, sample, triples)
+                _check_members(found, sample)
                 if keep:
                     samples.append(sample)
         except ValueError as error:
@@ -217,19 +244,19 @@ def _is_text(name: str) -> bool:
     return name.endswith((".txt", ".json"))
 
 
-def _check_members(found: Found, sample: Sample, triples: bool) -> None:
-    if triples:
+def _check_members(found: Found, sample: Sample) -> None:
+    if found.ours:
         extensions = list(sample.members)
         if len(extensions) != 3 or extensions[0] not in IMAGES or extensions[1:] != ["txt", "json"]:
             found.fault(f"has the members {', '.join(extensions)}, not image, txt, json", sample.key)
     for extension, text in sample.texts.items():
         try:
             value: Any = json.loads(text) if extension == "json" else text.decode()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             found.fault(f"its {extension} cannot be decoded ({error})", sample.key)
             continue
         told = value.get("key") if isinstance(value, dict) else None
-        if triples and extension == "json" and told != sample.key:
+        if found.ours and extension == "json" and told != sample.key:
             found.fault("its json is not of this key", sample.key)
 
 
@@ -270,7 +297,9 @@ def _check_sidecar(found: Found, data: bytes, samples: list[Sample], stats: dict
 
 def _check_row(found: Found, row: dict[str, Any], sample: Sample) -> None:
     caption, text = row.get("caption"), sample.texts.get("txt")
-    if caption is not None and text is not None and caption.encode("utf-8", "replace") != text:
+    if found.ours and not isinstance(caption, str | None):
+        found.fault("its caption in the sidecar is no text", sample.key)
+    if isinstance(caption, str) and text is not None and caption.encode("utf-8", "replace") != text:
         found.fault("its caption in the sidecar is not its txt", sample.key)
     if "offset" not in row:
         return

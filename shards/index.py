@@ -21,6 +21,8 @@ import pyarrow.parquet as pq
 from infra.errors import UserError
 from infra.logs import log, progress
 from infra.storage import Folder
+from shards import entries
+from shards.entries import SCHEMA
 from shards.layout import FORMAT_VERSION, INDEX, STATS_SUFFIX, by_number
 from shards.scan import file_digest, scan_ends, sidecar_ends
 from shards.tar import BLOCK_BYTES
@@ -28,22 +30,6 @@ from shards.writer import committed
 
 SHARDS_PER_GROUP = 64
 MOST_THREADS = 8
-VERSION_KEY = b"pairmill.format"
-SCHEMA = pa.schema(
-    [
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("samples", pa.int32(), nullable=False),
-        pa.field("first_sample", pa.int64(), nullable=False),
-        pa.field("tar_bytes", pa.int64(), nullable=False),
-        pa.field("tar_sha256", pa.string()),
-        pa.field("sidecar_bytes", pa.int64()),
-        pa.field("sidecar_sha256", pa.string()),
-        pa.field("ends", pa.list_(pa.int64()), nullable=False),
-    ],
-    metadata={VERSION_KEY: str(FORMAT_VERSION).encode()},
-)
-"""One row a shard, in order. Sample `i` of a shard occupies `[ends[i - 1] or 0, ends[i])` of its tar."""
-
 ENDS_HELD = 1 << 25
 """Most sample addresses kept in memory (4 bytes each); beyond that, row groups come and go."""
 
@@ -76,14 +62,16 @@ class Index:
         source: bytes = b"",
         where: str = "",
         starts: Sequence[int] | None = None,
+        *,
+        checked: bool = False,
     ) -> None:
         """Hold `shards`, their addresses being `ends`, or in the parquet file whose bytes are `source`.
 
-        `starts` tells which shard each of the file's row groups begins with, by default every 64th. With `where`, the
-        file's place, addresses that cannot be are refused.
+        `where` is the file's place; `starts` tells which shard each of its row groups begins with, by default every
+        64th. With `checked`, addresses that cannot be are refused.
         """
         self.shards = shards
-        self._source, self._where = source, where
+        self._source, self._where, self._checked = source, where, checked
         self._starts = list(range(0, len(shards), SHARDS_PER_GROUP)) if starts is None else list(starts)
         self._first = [shard.first_sample for shard in shards]
         self._groups: OrderedDict[int, list[npt.NDArray[np.uint32]]] = OrderedDict()
@@ -113,7 +101,7 @@ class Index:
         Any number of threads may ask.
 
         Raises:
-            UserError: the index gives places that cannot be.
+            UserError: the index gives places that cannot be, or its bytes are damaged.
         """
         group = bisect_right(self._starts, number) - 1
         place = number - self._starts[group]
@@ -158,11 +146,17 @@ class Index:
         return sum(len(ends) for group in self._groups.values() for ends in group)
 
     def _load(self, group: int) -> list[npt.NDArray[np.uint32]]:
-        table = pq.ParquetFile(io.BytesIO(self._source)).read_row_group(group, columns=["ends"])
-        # Not `to_numpy`, which imports pandas where there is one: a second until the first batch.
-        found = [np.from_dlpack(scalar.values).astype(np.int64, copy=False) for scalar in table.column("ends")]
-        for shard, ends in zip(self.shards[self._starts[group] :], found, strict=False):
-            if self._where and not _are_places(ends, shard.samples, shard.tar_bytes):
+        start, stop = (*self._starts, len(self.shards))[group : group + 2]
+        try:
+            found = entries.ends_of(entries.opened(self._source), group, stop - start)
+        except entries.DAMAGES as error:
+            what = " ".join(str(error).split())
+            raise UserError(
+                f"{self._where}: the addresses of shard {self.shards[start].name} cannot be read ({what}); "
+                "build the index anew with `pairmill index` on its folder"
+            ) from None
+        for shard, ends in zip(self.shards[start:stop], found, strict=True):
+            if self._checked and not _are_places(ends, shard.samples, shard.tar_bytes):
                 raise UserError(
                     f"{self._where}: the addresses of shard {shard.name} cannot be right; "
                     "build the index anew with `pairmill index` on its folder"
@@ -183,19 +177,15 @@ def load(folder: Folder, *, checked: bool = True) -> Index:
     except FileNotFoundError:
         raise UserError(f"{where}: no such index; make one with `pairmill index {folder.url}`") from None
     try:
-        file = pq.ParquetFile(io.BytesIO(source))
-        version = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"none").decode()
+        file = entries.opened(source)
+        version = entries.version_of(file)
         if version != str(FORMAT_VERSION):
             raise UserError(
                 f"{where}: index of format version {version}, this version reads {FORMAT_VERSION}; "
                 f"update pairmill, or build the index anew with `pairmill index {folder.url}`"
             )
-        missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
-        if missing:
-            raise KeyError(f"no column {missing[0]}")
-        rows = file.read(columns=[name for name in SCHEMA.names if name != "ends"]).to_pylist()
-        groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    except (pa.ArrowException, OSError, KeyError) as error:
+        rows, groups = entries.rows_of(file)
+    except entries.DAMAGES as error:
         raise UserError(
             f"{where}: not an index ({' '.join(str(error).split())}); build it anew with `pairmill index {folder.url}`"
         ) from None
@@ -209,7 +199,8 @@ def load(folder: Folder, *, checked: bool = True) -> Index:
                 f"build the index anew with `pairmill index {folder.url}`"
             )
         first += row["samples"]
-    return Index([Shard(**row) for row in rows], None, source, where if checked else "", [0, *accumulate(groups[:-1])])
+    starts = [0, *accumulate(groups[:-1])]
+    return Index([Shard(**row) for row in rows], None, source, where, starts, checked=checked)
 
 
 def load_or_scan(folder: Folder) -> Index:
@@ -235,7 +226,7 @@ def save(folder: Folder, index: Index) -> None:
     """Write `index.parquet`, the same bytes for the same shards."""
     buffer = io.BytesIO()
     with pq.ParquetWriter(
-        buffer, SCHEMA, compression="zstd", use_dictionary=False,
+        buffer, SCHEMA, compression="zstd", use_dictionary=False, write_page_checksum=True,
         column_encoding={"ends.list.element": "DELTA_BINARY_PACKED"},
     ) as writer:  # fmt: skip
         for start in range(0, len(index.shards), SHARDS_PER_GROUP):

@@ -143,7 +143,7 @@ def _of_table(stream: IO[bytes]) -> Iterator[pa.Array]:
 
 
 def _of_lines(stream: IO[bytes]) -> Iterator[pa.Array]:
-    lines = (line.rstrip("\n") for line in io.TextIOWrapper(stream, "utf-8", "replace"))
+    lines = (line.rstrip("\n") for line in io.TextIOWrapper(stream, "utf-8-sig", "replace"))
     keys = (line for line in lines if line.strip())
     while batch := list(itertools.islice(keys, _KEYS_AT_ONCE)):
         yield pa.array(batch, pa.string())

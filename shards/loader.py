@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from infra.errors import RunError
+from infra.errors import RunError, UserError
+from infra.logs import log
 from shards.batches import Batches, Sample
 
 Transform = Callable[[list[Sample]], Any]
@@ -37,16 +39,22 @@ class Loader:
         """Set up the loader; processes start when it is iterated.
 
         `transform` turns a worker's part of a batch (a list of samples) into what training takes, in the
-        worker. `merge` puts the parts of one batch together; by default lists are joined, tensors
+        worker. `merge` puts the parts of one batch together; by default lists are joined, tensors and arrays
         concatenated on their first axis, mappings of them by key, tuples by place. `prefetch` batches wait
-        ready in each worker.
+        ready in each worker. With `pin_memory` the tensors of a batch are in memory that an accelerator copies
+        from by itself, where there is one.
 
         Raises:
             UserError: workers and lanes do not work out.
         """
+        if workers < 0 or prefetch < 1:
+            raise UserError(f"workers {workers}, prefetch {prefetch}: give 0 or more workers, and 1 or more to prefetch")
         self.stream, self.workers = stream, workers
         self._transform, self._merge = transform or _as_is, merge or joined
-        self._prefetch, self._pin, self._start_method = prefetch, pin_memory, start_method
+        self._prefetch, self._start_method = prefetch, start_method
+        self._pins = pin_memory and torch.accelerator.is_available()
+        if pin_memory and not self._pins:
+            log.warning("pin_memory: there is no accelerator here; batches stay where they are")
         stream.check_workers(workers)
 
     def __len__(self) -> int:
@@ -58,10 +66,11 @@ class Loader:
 
         Raises:
             RunError: as the stream, or a loader process was killed.
+            UserError: `merge` is the default one, and cannot join what `transform` gives.
         """
         if not self.workers:
             for batch in map(self._transform, self.stream):
-                yield pin_memory(batch) if self._pin else batch
+                yield pin_memory(batch) if self._pins else batch
             return
         parts = iter(
             DataLoader(
@@ -70,7 +79,6 @@ class Loader:
                 collate_fn=_as_is,
                 num_workers=self.workers,
                 prefetch_factor=self._prefetch,
-                pin_memory=self._pin,
                 multiprocessing_context=self._start_method,
             )
         )
@@ -81,7 +89,9 @@ class Loader:
                 self.stream.holes += holes
                 batch.append(part)
             self.stream.advance(step)
-            yield self._merge(batch)
+            merged = self._merge(batch)
+            # Not the parts, as a `DataLoader` would: what they are joined to is memory of its own.
+            yield pin_memory(merged) if self._pins else merged
 
     def state_dict(self) -> dict[str, int]:
         """Return the stream's state after the last batch handed out."""
@@ -118,15 +128,34 @@ def _next(parts: Iterator[tuple[Any, int]]) -> tuple[Any, int]:
 
 
 def joined(parts: list[Any]) -> Any:
-    """Join the parts of one batch: lists, tensors on axis 0, mappings of them by key, tuples by place."""
+    """Join the parts of one batch: lists, tensors and arrays on axis 0, mappings of them by key, tuples by place.
+
+    A part alone is the batch. Of tensors and arrays those without rows, as an epoch's last batch may have, are left
+    out: their other axes need not be those of the rest.
+
+    Raises:
+        UserError: something else is in them, of which it cannot be told how parts make a batch.
+    """
     first = parts[0]
-    if isinstance(first, torch.Tensor):
-        return torch.cat(parts)
+    if len(parts) == 1:
+        return first
+    if isinstance(first, torch.Tensor | np.ndarray) and first.ndim:
+        filled = [part for part in parts if len(part)] or parts[:1]
+        if len(filled) == 1:
+            return filled[0]
+        return torch.cat(filled) if isinstance(first, torch.Tensor) else np.concatenate(filled)
     if isinstance(first, Mapping):
         return {name: joined([part[name] for part in parts]) for name in first}
     if isinstance(first, tuple):
-        return tuple(joined(list(column)) for column in zip(*parts, strict=True))
-    return [item for part in parts for item in part]
+        columns = [joined(list(column)) for column in zip(*parts, strict=True)]
+        return type(first)(*columns) if hasattr(first, "_fields") else tuple(columns)
+    if isinstance(first, list):
+        return [item for part in parts for item in part]
+    kind = f"{type(first).__name__} without an axis" if hasattr(first, "ndim") else type(first).__name__
+    raise UserError(
+        f"loader: workers' parts of a batch have a {kind}, which cannot be joined; have `transform` give tensors, arrays, "
+        "lists, or mappings and tuples of them, or give a `merge`"
+    )
 
 
 def _as_is(value: Any) -> Any:

@@ -87,12 +87,13 @@ class Reader:
         cache: DiskCache | None = None,
         block_samples: int = MOST_BLOCK_SAMPLES,
         kept: KeepList | None = None,
+        buffers: BufferPool | None = None,
     ) -> None:
         """Read `folder`, of `index`; of a run only what is `kept`, and short gaps between it.
 
         A read that fails is tried again for `patience_s` seconds after it first did; one from an object store
         fails when it takes `timeout_s`. With a `cache`, what is read and kept there is whole blocks of
-        `block_samples` samples.
+        `block_samples` samples. Readers may share their `buffers`.
         """
         self.folder, self.index, self.patience_s, self.timeout_s = folder, index, patience_s, timeout_s
         self.cache, self.block_samples = cache, block_samples
@@ -101,7 +102,7 @@ class Reader:
         self._closed = threading.Event()
         self._lost: dict[str, tuple[UnreadableShardError, float]] = {}
         self._measured: set[str] = set()
-        self._buffers = BufferPool()
+        self._buffers = buffers or BufferPool()
 
     def size(self, first: int, stop: int) -> int:
         """Return how many bytes the samples `[first, stop)` take in memory."""
@@ -127,15 +128,24 @@ class Reader:
                     fault, _ = self._lost.setdefault(shard.name, (error, time.monotonic()))
                     if fault is error and not self._closed.is_set():
                         log.warning("%s", error)
-            sizes, url = self._sizes(number, row, last), self.folder.path(shard.tar)
-            buffer = data if isinstance(data, mmap.mmap) else None
-            if fault is None and self._kept is not None:
-                data = _without_gaps(data, np.diff(self._bounds(number, row, last)), sizes)
-            piece = Piece(shard, url, shard.first_sample + row, np.cumsum(sizes).tolist(), data, fault)
-            if buffer is not None:
-                self._buffers.lend(buffer, piece)
-            pieces.append(piece)
+            pieces.append(self._piece(number, row, last, data, fault))
         return pieces
+
+    def _piece(
+        self, number: int, row: int, last: int, data: bytes | mmap.mmap, fault: UnreadableShardError | None
+    ) -> Piece:
+        """Return the piece of rows `[row, last)` of a shard; `data` has them all, those too that are not kept."""
+        shard, sizes, read = self.index.shards[number], self._sizes(number, row, last), data
+        if fault is None and self._kept is not None:
+            whole = np.diff(self._bounds(number, row, last))
+            data = read if np.array_equal(whole, sizes) else _without_gaps(read, whole, sizes)
+        url = self.folder.path(shard.tar)
+        piece = Piece(shard, url, shard.first_sample + row, np.cumsum(sizes).tolist(), data, fault)
+        if data is not read and isinstance(read, mmap.mmap):
+            self._buffers.give_back(read)
+        elif isinstance(data, mmap.mmap):
+            self._buffers.lend(data, piece)
+        return piece
 
     def _given_up(self, shard: Shard) -> UnreadableShardError | None:
         """Return why a shard is not to be read now; None where it is."""

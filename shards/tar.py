@@ -166,10 +166,7 @@ class _Following:
 
     def regular(self, block: bytes, at: int, size: int) -> Member:
         """Return the regular file that `block` is the header of."""
-        try:
-            name = _name(block) if self.name is None else self.name
-        except UnicodeDecodeError as error:
-            raise ValueError(f"byte {at}: a name that is not UTF-8 ({error})") from None
+        name = _name(block) if self.name is None else self.name
         self.name = self.size = None
         if _climbs_out(name):
             raise ValueError(f"byte {at}: the name {name!r} leaves its folder")
@@ -177,17 +174,14 @@ class _Following:
 
     def other(self, kind: bytes, content: bytes, at: int) -> None:
         """Note an extended header; pass over what is no file."""
-        try:
-            if kind == _LONG_NAME:
-                self.name = content.rstrip(b"\0").decode()
-            elif kind == _PAX:
-                self._note(content, at)
-            elif kind == _SPARSE:
-                raise ValueError(f"byte {at}: a sparse member, which is not read; pack it anew without holes")
-            else:
-                self.name = self.size = None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"byte {at}: a name that is not UTF-8 ({error})") from None
+        if kind == _LONG_NAME:
+            self.name = _text(content.rstrip(b"\0"))
+        elif kind == _PAX:
+            self._note(content, at)
+        elif kind == _SPARSE:
+            raise ValueError(f"byte {at}: a sparse member, which is not read; pack it anew without holes")
+        else:
+            self.name = self.size = None
 
     def _note(self, content: bytes, header_at: int) -> None:
         at = 0
@@ -197,7 +191,7 @@ class _Following:
                 break
             value = content[match.end() : end - 1]
             if match[2] == b"path":
-                self.name = value.decode()
+                self.name = _text(value)
             elif match[2] == b"size":
                 self.size = int(value) if value.isdigit() and len(value) <= 20 else LARGEST_TAR_BYTES + 1
             elif match[2].startswith(b"GNU.sparse."):
@@ -237,7 +231,15 @@ def _name(block: bytes) -> str:
     name = block[:100].partition(b"\0")[0]
     if block[257:263] == b"ustar\0" and block[345]:
         name = block[345:500].split(b"\0", 1)[0] + b"/" + name
-    return name.decode()
+    return _text(name)
+
+
+def _text(name: bytes) -> str:
+    """Return a name as text: UTF-8, else Latin-1, in which every byte is a character that can be printed and listed."""
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name.decode("latin-1")
 
 
 def _climbs_out(name: str) -> bool:

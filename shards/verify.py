@@ -120,7 +120,8 @@ def _index_faults(folder: Folder, found: Sequence[Found], there: Sequence[str]) 
         if place is None:
             faults.append(Fault(shard.name, "", "is not in the index", "index"))
             continue
-        faults += _entry_faults(told, place, shard)
+        if not any(fault.kind == "unreadable" for fault in shard.faults):
+            faults += _entry_faults(told, place, shard)
     for name in by_name:
         faults.append(Fault(name, "", "is in the index and has no commit here: a missing shard", "missing"))
     for entry in told.shards:
@@ -147,7 +148,10 @@ def _entry_faults(told: index.Index, place: int, shard: Found) -> list[Fault]:
         for what, said, is_there in compared
         if said is not None and is_there is not None and said != is_there
     ]
-    ends = told.ends(place)
+    try:
+        ends = told.ends(place)
+    except UserError as error:
+        return [*faults, Fault(shard.name, "", str(error), "index")]
     if len(ends) != entry.samples:
         faults.append(
             Fault(shard.name, "", f"the index has {len(ends)} addresses for {entry.samples} samples", "index")

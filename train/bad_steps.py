@@ -54,6 +54,8 @@ class StepGuard:
         if not self.config.spike:
             return ""
         mean = mean_over_ranks([loss])[0]
+        if not math.isfinite(mean):
+            return "the loss is not finite"
         if self.seen and mean > self.config.spike * self.mean_loss:
             return f"the loss, {mean:.4g}, is {mean / self.mean_loss:.4g} times its running mean"
         self.seen += 1
@@ -74,7 +76,10 @@ class StepGuard:
         self._write([*_of_all_ranks({**line, "keys": list(keys)})])
         self.dropped, self.in_a_row = self.dropped + 1, self.in_a_row + 1
         where = f"step {step}: {fault} (loss {loss}); samples on rank {rank()}: {', '.join(keys[:NAMED_KEYS])}, ..."
-        advice = f"all are in {self.path}; lower optim.learning_rate or look at them"
+        advice = (
+            f"all are in {self.path}; look at them, go on with optim.on_bad_step = 'skip' or a lower optim.clip_norm, "
+            "or lower optim.learning_rate in a run of its own"
+        )
         if self.config.on_bad_step == "stop":
             raise RunError(f"{where}; {advice}")
         if self.in_a_row >= self.config.max_bad_steps:

@@ -31,7 +31,9 @@ SILENT_BEATS = 3
 AGAIN_S = 60.0
 NAMED_RANKS = 8
 SLOW = 3
-"""A step may take so many times the longest before it."""
+"""A step may take so many times what one takes."""
+RECENT = 0.1
+"""Weight of the newest steps in that: a long evaluation, or the first step's compilation, is soon forgotten."""
 ROOT = str(Path(__file__).parent.parent)
 
 
@@ -52,7 +54,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
         self._heard: dict[int, tuple[int, float]] = {}
         self._beats = 0
-        self._longest_s = 0.0
+        self._usual_s = 0.0
         self._looks = 0
         self._last: dict[int, dict[str, Any]] = {}
 
@@ -77,13 +79,16 @@ class Heartbeat:
             try:
                 self._beat()
                 if self.step() != step:
-                    self._longest_s = max(self._longest_s, now - since)
+                    took = (now - since) / (self.step() - step)
+                    self._usual_s += RECENT * (took - self._usual_s)
                     step, since, told = self.step(), now, 0.0
                     self._looks = 0
-                elif now - since > max(self.stall_s, SLOW * self._longest_s) and self._look(now) and now > told:
+                elif now - since > max(self.stall_s, SLOW * self._usual_s) and self._look(now) and now > told:
                     self._tell(now - since)
                     told = now + AGAIN_S
-            except (dist.DistError, RuntimeError, OSError):  # the store has gone, and so has the run
+            except (RuntimeError, OSError) as error:
+                if not self._left.is_set():
+                    log.warning("train: no rank is watched any more: %s", str(error).splitlines()[0])
                 return
 
     def _beat(self) -> None:

@@ -27,7 +27,7 @@ from train.config import RunConfig
 from train.data import captions, open_stream
 from train.model import check_image_size, create_model
 from train.models import sizes_of
-from train.objectives import create_objective
+from train.objectives import check_needs, create_objective
 from train.tokenizer import TOKENIZER_NAME, create_tokenizer
 from train.worker import CONFIG_NAME, FAILURE_VARIABLE, RESULT_NAME, run_rank
 
@@ -100,9 +100,9 @@ def prepare(config: RunConfig, run: Path, world_size: int) -> dict[str, Any] | N
             )
     if folder.exists(RESULT_NAME):
         return dict(folder.read_json(RESULT_NAME))
-    open_stream(config.data, 0, world_size)
+    open_stream(config.data, 0, world_size).check_workers(config.data.workers)
     check_groups(config, world_size)
-    create_objective(**config.objective.model_dump())
+    check_needs(config.objective.name, create_objective(**config.objective.model_dump()), config.model)
     if not folder.exists(TOKENIZER_NAME):
         create_tokenizer(config.tokenizer, captions(config.data.folder, config.data.caption_limit)).save(folder)
     _check_sides(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -133,5 +134,9 @@ class TrainingLog:
 
 
 def _parameter_norm(state: TrainingState) -> float:
-    norm = torch.nn.utils.get_total_norm([parameter.detach() for parameter in state.model.parameters()])
-    return float(norm.full_tensor().item() if isinstance(norm, DTensor) else norm.item())
+    """Return the norm of all parameters; every rank must call it, since each may hold a shard."""
+    every = [parameter.detach() for parameter in state.model.parameters()]
+    shards = [one for one in every if isinstance(one, DTensor)]
+    whole = [one for one in every if not isinstance(one, DTensor)]
+    norms = [torch.nn.utils.get_total_norm(some) for some in (shards, whole) if some]
+    return math.hypot(*(float(norm.full_tensor() if isinstance(norm, DTensor) else norm) for norm in norms))

@@ -9,10 +9,10 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from infra.config import Config
+from infra.config import Config, knob
 from train.length import Length
 from train.parallel import is_kept_whole
 
@@ -32,14 +32,12 @@ class OptimConfig(Config):
     )
     warmup: Length = Field(default="2%", description="length of the linear warm-up")
     decay: Length = Field(default="10%", description="length of the way down to 0 at the end of `wsd`")
-    clip_norm: float = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
-    on_bad_step: Literal["stop", "skip"] = Field(
-        default="stop", description="what a bad step does: end the run, or be dropped on all ranks and counted"
+    clip_norm: float = knob(1.0, "largest gradient norm; 0: no clipping", ge=0)
+    on_bad_step: Literal["stop", "skip"] = knob(
+        "stop", "what a bad step does: end the run, or be dropped on all ranks and counted"
     )
-    spike: float = Field(
-        default=0.0, ge=0, description="a loss above so many times its running mean is bad too, as a NaN is; 0: none is"
-    )
-    max_bad_steps: int = Field(default=10, ge=1, description="steps dropped in a row that end the run")
+    spike: float = knob(0.0, "a loss above so many times its running mean is bad too, as a NaN is; 0: none is", ge=0)
+    max_bad_steps: int = knob(10, "steps dropped in a row that end the run", ge=1)
     ema: float = Field(default=0.0, ge=0, lt=1, description="decay a step of the averaged weights; 0: none are kept")
 
 
@@ -48,8 +46,11 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and "embedding" not in name
 
 
-def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Build AdamW with one group that decays and two that do not: what is never sharded has its own."""
+def create_optimizer(model: nn.Module, config: OptimConfig, *heads: nn.Module) -> torch.optim.AdamW:
+    """Build AdamW with one group that decays and two that do not: what is never sharded has its own.
+
+    `heads` are objectives with weights of their own, which are never sharded; they have two groups more.
+    """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     still = [(name, parameter) for name, parameter in named if not decays(name, parameter)]
     groups = [
@@ -57,6 +58,12 @@ def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW
         {"params": [p for name, p in still if not is_kept_whole(model, name)], "weight_decay": 0.0},
         {"params": [p for name, p in still if is_kept_whole(model, name)], "weight_decay": 0.0},
     ]
+    for head in heads:
+        own = [(name, parameter) for name, parameter in head.named_parameters() if parameter.requires_grad]
+        groups += [
+            {"params": [p for name, p in own if decays(name, p)], "weight_decay": config.weight_decay},
+            {"params": [p for name, p in own if not decays(name, p)], "weight_decay": 0.0},
+        ]
     betas = (config.beta1, config.beta2)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
 
@@ -97,14 +104,13 @@ class WeightAverage:
         """Take in the weights after one more step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        current = model.state_dict()
+        # Shards are averaged where they lie; operators over lists do not mix them with whole tensors.
+        average = {name: _local(value) for name, value in self.average.items()}
+        current = {name: _local(value) for name, value in model.state_dict().items()}
         floating = [name for name, value in current.items() if value.is_floating_point()]
-        for sharded in (False, True):
-            kind = [name for name in floating if isinstance(current[name], DTensor) == sharded]
-            if kind:
-                torch._foreach_lerp_([self.average[name] for name in kind], [current[name] for name in kind], 1 - decay)
+        torch._foreach_lerp_([average[name] for name in floating], [current[name] for name in floating], 1 - decay)
         for name in current.keys() - set(floating):
-            self.average[name].copy_(current[name])
+            average[name].copy_(current[name])
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
@@ -115,3 +121,7 @@ class WeightAverage:
             yield
         finally:
             model.load_state_dict(current)
+
+
+def _local(value: Tensor) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value

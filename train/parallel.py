@@ -84,6 +84,9 @@ class ParallelConfig(Config):
         return self
 
 
+REPLICATED, CPU = ParallelConfig(), torch.device("cpu")
+
+
 def chosen_device() -> torch.device:
     """Return this rank's device: the graphics card of its number on this machine, or the CPU where there is none.
 
@@ -91,7 +94,7 @@ def chosen_device() -> torch.device:
         UserError: more ranks on this machine than cards.
     """
     if not torch.cuda.is_available():
-        return torch.device("cpu")
+        return CPU
     number, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number >= cards:
         raise UserError(f"rank {number} of this machine has no card: it has {cards}; start at most {cards} processes")
@@ -106,7 +109,10 @@ def process_group_backend() -> str:
 
 
 def parallelize(
-    model: DualEncoder, config: ParallelConfig, device: torch.device, dtype: torch.dtype = torch.float32
+    model: DualEncoder,
+    config: ParallelConfig = REPLICATED,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """Return the module the loop calls: `model` itself, changed in place, or `model` under data parallelism.
 

@@ -17,7 +17,7 @@ from train.config import RunConfig
 from train.data import PairReader
 from train.length import in_samples
 from train.model import DualEncoder, create_model
-from train.objectives import Objective, create_objective
+from train.objectives import Objective, check_needs, create_objective
 from train.optim import WeightAverage, create_optimizer
 from train.parallel import chosen_device, gather_states, parallelize, rank, world_size
 from train.precision import chosen
@@ -173,12 +173,17 @@ def build(config: RunConfig, run: str | Path) -> TrainingState:
     data.total = total
     dtype = chosen(config.parallel.precision, device)
     check_groups(model, config.parallel.micro_batch, config.data.global_batch_size // world_size())
+    objective = create_objective(**config.objective.model_dump())
+    check_needs(config.objective.name, objective, config.model)
+    heads = [objective.to(device)] if isinstance(objective, nn.Module) else []
+    parallel = parallelize(model, config.parallel, device, dtype)
+    torch.manual_seed(config.data.seed + rank())  # from here on each rank draws for other samples
     return TrainingState(
         config=config,
         model=model,
-        parallel=parallelize(model, config.parallel, device, dtype),
-        objective=create_objective(**config.objective.model_dump()),
-        optimizer=create_optimizer(model, config.optim),
+        parallel=parallel,
+        objective=objective,
+        optimizer=create_optimizer(model, config.optim, *heads),
         average=WeightAverage(model, config.optim.ema) if config.optim.ema else None,
         data=data,
         total=total,

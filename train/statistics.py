@@ -91,6 +91,6 @@ def check_groups(model: nn.Module, micro_batch: int, batch: int) -> None:
         if micro_batch % group:
             raise UserError(
                 f"parallel.micro_batch: {micro_batch} samples are not whole groups of {group}, over which the image "
-                f"tower takes its statistics; take a multiple of {group}, or set model.vision.statistics_group to a "
+                f"tower takes its statistics; take a multiple of {group}, or set the model's statistics_group to a "
                 f"divisor of {micro_batch}"
             )

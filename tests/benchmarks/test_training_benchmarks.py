@@ -37,3 +37,33 @@ def test_loss_memory(name: str) -> None:
     assert found["memory_share"] == pytest.approx(tiled["bytes"] / whole["bytes"])
     assert found["time_share"] == pytest.approx(tiled["cpu_seconds"] / whole["cpu_seconds"])
     assert min(tiled["seconds"], tiled["cpu_seconds"], whole["seconds"], whole["cpu_seconds"]) > 0
+
+
+@pytest.mark.slow
+def test_train_step() -> None:
+    """Both sides begin with the same loss, and go on from it alike."""
+    found = printed("train_step.py", "--models", "ViT-S-32", "--batch", 2, "--steps", 1, "--threads", 1)["ViT-S-32"]
+    ours, theirs = found["first_losses"]["pairmill"], found["first_losses"]["open_clip"]
+    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert ours[1] != ours[0]
+    assert found["ratio"] > 0
+
+
+@pytest.mark.slow
+def test_train_card_on_a_cpu() -> None:
+    sizes = ("--models", "ViT-nano", "--batch", 16, "--steps", 3, "--samples", 64, "--workers", 0)
+    found = printed("train_card.py", *sizes, "--without-open-clip", "--no-compile")["ViT-nano"]
+    assert found["text_tokens"] == 16
+    assert found["fed_share_of_synthetic"] == pytest.approx(
+        found["a_second"]["fed"] / found["a_second"]["synthetic"], abs=0.1
+    )
+
+
+def test_recipe_cost() -> None:
+    """Half the speed is twice the hours, at the same price an hour."""
+    aimed_at = printed("recipe_cost.py")["clip-vit-b-32"]
+    measured = printed("recipe_cost.py", "--speed", f"ViT-B-32={aimed_at['a_card_s'] / 2}")["clip-vit-b-32"]
+    assert (aimed_at["samples"], aimed_at["is_measured"]) == (12_800_000_000, False)
+    assert measured["is_measured"]
+    assert measured["hours"] == pytest.approx(2 * aimed_at["hours"], rel=0.02)
+    assert measured["cost"] == pytest.approx(2 * aimed_at["cost"], rel=0.02)

@@ -63,6 +63,20 @@ def test_ranges_and_streams(folder: Folder) -> None:
         folder.read("00001.tar")
 
 
+def test_a_long_range_takes_several_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, content = Folder(tmp_path), os.urandom(10_000)
+    folder.write("00000.tar", content)
+    # Linux brings 2 GiB less a page in one call at the most: here 1,000 bytes, of real files as well.
+    pread, preadv = os.pread, os.preadv
+    monkeypatch.setattr(os, "pread", lambda file, size, at: pread(file, min(size, 1000), at))
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, at: preadv(file, [buffers[0][:1000]], at))
+    buffer = bytearray(5000)
+    for start, there in ((700, 5000), (6000, 4000), (10_000, 0)):
+        assert folder.read_range("00000.tar", start, start + 5000) == content[start : start + 5000]
+        assert folder.read_into("00000.tar", start, memoryview(buffer)) == there
+        assert buffer[:there] == content[start : start + 5000]
+
+
 def test_a_file_appears_whole_or_not_at_all(folder: Folder) -> None:
     def torn(name: str, size: int) -> None:
         with folder.create(name) as stream:

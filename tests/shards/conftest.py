@@ -17,7 +17,7 @@ from PIL import Image
 from infra.cluster import ClusterConfig, session
 from infra.config import Config
 from infra.storage import Folder
-from shards import index
+from shards import index, reads
 from shards.layout import (
     DEDUP,
     PLAN,
@@ -78,6 +78,13 @@ def shards_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Folder]
         return made[samples]
 
     return make
+
+
+@pytest.fixture(params=[False, True], ids=["plain reads", "pooled reads"])
+def either_read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have reads of small pictures go to used buffers too, as those of a block of larger ones do."""
+    if request.param:
+        monkeypatch.setattr(reads, "POOLED_FROM_BYTES", 1)
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import http.server
+import pickle
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader
 
 import shards
 from infra.storage import Folder
@@ -94,3 +97,16 @@ def test_where_keys_have_gaps_a_sidecar_is_read_once(own_shards: Folder) -> None
     for missing in ("000000001", "000010999", "00003", "7", ""):
         with pytest.raises(KeyError, match="no sample has the key"):
             samples[missing]
+
+
+def test_samples_travel_and_each_process_reads_for_itself(
+    served: tuple[str, index.Index, list[tuple[str, int, int]]],
+) -> None:
+    url, _, _ = served
+    samples = shards.open(url)
+    keys = [samples[number]["__key__"] for number in (0, 64)]
+    for copied in (copy.deepcopy(samples), pickle.loads(pickle.dumps(samples))):
+        assert [copied[number]["__key__"] for number in (0, 64)] == keys
+    # Forked after reads over connections of this process' own.
+    loader = DataLoader(samples, batch_size=None, num_workers=2, multiprocessing_context="fork")  # type: ignore[arg-type]
+    assert [sample["__index__"] for sample in loader] == list(range(65))

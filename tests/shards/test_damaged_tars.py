@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import webdataset as wds
 
 import shards
 from infra.errors import RunError, UserError
@@ -25,6 +26,7 @@ from shards.stream import ShardStream
 from shards.tar import END, padded
 from shards.verify import verify
 
+pytestmark = pytest.mark.usefixtures("either_read")
 NAME, ROW = "00001", 3
 """The shard that is damaged, and which of its samples."""
 MEMBERS = ("image", "txt", "json")
@@ -213,6 +215,22 @@ def test_a_sidecar_that_disagrees(
             shards.open(own_shards.url)["000010004"]
 
 
+@pytest.mark.parametrize("dialect", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
+def test_a_member_that_is_there_twice_makes_its_sample_a_hole(tmp_path: Path, dialect: int) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w", format=dialect) as tar:
+        for name in ("a.jpg", "a.txt", "b.jpg", "b.txt", "b.txt", "c.jpg", "c.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = 7
+            tar.addfile(info, io.BytesIO(b"content"))
+    folder = Folder(tmp_path)
+    assert [(fault.key, fault.what) for fault in verify(folder).faults] == [("b", "b.txt is there twice")]
+    stream = ShardStream(folder, global_batch_size=3)
+    assert {one["__key__"] for one in stream.samples()} == {"a", "c"}
+    assert stream.holes == 1
+    with pytest.raises(BadSampleError, match=r"holds 'b\.txt' twice"):
+        shards.open(tmp_path)["b"]
+
+
 @pytest.mark.parametrize("has_index", [False, True])
 def test_a_foreign_tar_with_a_name_that_climbs_out(tmp_path: Path, has_index: bool) -> None:
     files = [("a.jpg", b"i"), ("a.txt", b"t"), ("b.jpg", b"i"), ("../b.txt", b"t"), ("c.jpg", b"i"), ("c.txt", b"t")]
@@ -233,3 +251,28 @@ def test_a_foreign_tar_with_a_name_that_climbs_out(tmp_path: Path, has_index: bo
     else:
         with pytest.raises(UserError, match=r"x\.tar: damaged tar \(byte 3072: the name '\.\./b\.txt' leaves"):
             ShardStream(folder, global_batch_size=1)
+
+
+@pytest.mark.parametrize("stem", ["caf\xe9", "\xe9" * 120 + "/caf\xe9"], ids=["in the header", "before it"])
+def test_a_foreign_name_in_latin_1_is_read_as_webdataset_does(tmp_path: Path, stem: str) -> None:
+    tar_file = tmp_path / "x.tar"
+    with tarfile.open(tar_file, "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        for name in ("a.jpg", "a.txt", f"{stem}.jpg", f"{stem}.txt", "z.jpg", "z.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = 7
+            tar.addfile(info, io.BytesIO(b"content"))
+    theirs = [
+        one["__key__"].encode("utf-8", "surrogateescape") for one in wds.WebDataset(str(tar_file), shardshuffle=False)
+    ]
+    assert theirs == [b"a", stem.encode("latin-1"), b"z"]
+    folder = Folder(tmp_path)
+    assert verify(folder).faults == []
+    for has_index in (False, True):
+        if has_index:
+            index.save(folder, index.build(folder))
+        stream = ShardStream(folder, global_batch_size=1)
+        assert {one["__key__"] for one in stream.samples()} == {"a", stem, "z"}
+    (tmp_path / "keep.txt").write_text(f"{stem}\n", "utf-8")
+    kept = ShardStream(folder, global_batch_size=1, keep=tmp_path / "keep.txt")
+    assert [one["__index__"] for one in kept.samples()] == [1]
+    assert shards.open(tmp_path)[stem]["txt"] == b"content"

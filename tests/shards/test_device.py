@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -42,3 +42,17 @@ def test_one_batch_is_read_ahead_of_an_accelerator_and_none_here() -> None:
     coming = on_device(batches(), "cpu")
     next(coming)
     assert read == [0]
+
+
+class Pair(NamedTuple):
+    """A batch of a type of its own."""
+
+    image: torch.Tensor
+    txt: list[str]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_named_tuple_stays_one(device: str) -> None:
+    (found,) = on_device([Pair(torch.ones(2), ["a", "b"])], device)
+    assert isinstance(found, Pair)
+    assert (found.image.device.type, found.txt) == (device, ["a", "b"])

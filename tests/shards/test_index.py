@@ -21,7 +21,7 @@ import webdataset as wds
 import shards
 from infra.errors import RunError, UserError
 from infra.storage import Folder
-from shards import index
+from shards import entries, index
 from shards.layout import INDEX, STATS_SUFFIX
 from shards.scan import file_digest, scan_ends
 from shards.stream import ShardStream
@@ -157,7 +157,7 @@ def test_uncommitted_shards_are_not_there(own_shards: Folder) -> None:
 def test_an_index_of_another_version_or_kind_is_refused(own_shards: Folder) -> None:
     table = pq.read_table(io.BytesIO(own_shards.read(INDEX)))
     out = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({index.VERSION_KEY: b"2"}), out)
+    pq.write_table(table.replace_schema_metadata({entries.VERSION_KEY: b"2"}), out)
     own_shards.write(INDEX, out.getvalue())
     with pytest.raises(UserError, match=r"index\.parquet: index of format version 2, this version reads 1"):
         ShardStream(own_shards, global_batch_size=4)

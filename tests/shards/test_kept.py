@@ -142,6 +142,13 @@ def test_all_that_have_a_key_are_kept_and_keys_may_hold_blanks(tmp_path: Path) -
     assert sorted(sample["__index__"] for sample in stream.samples()) == [1, 2, 5, 6, 9, 10]
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_byte_order_mark_is_no_part_of_the_first_key(own_shards: Folder, tmp_path: Path, mark: bytes) -> None:
+    (tmp_path / "keep.txt").write_bytes(mark + b"000000000\n000010002\n")
+    stream = ShardStream(own_shards, global_batch_size=1, keep=tmp_path / "keep.txt")
+    assert {sample["__key__"] for sample in stream.samples()} == {"000000000", "000010002"}
+
+
 def test_repacked_keys_are_addresses(own_shards: Folder, tmp_path: Path) -> None:
     numbers = [0, 3, 17, 18, 53]
     entries = index.load(own_shards)

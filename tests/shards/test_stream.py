@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import itertools
 import logging
+import pickle
 import random
 import subprocess
 import sys
@@ -119,6 +121,28 @@ def test_length_and_passes(corpus: Folder) -> None:
     # Iterated again, it goes on with the epochs after these: no `set_epoch` is needed.
     assert {sample["__epoch__"] for sample in stream.samples()} == {2, 3}
     assert stream.state_dict()["epoch"] == 4
+
+
+@pytest.mark.parametrize("travels", [copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
+def test_a_copy_goes_on_with_the_next_epochs_too(corpus: Folder, travels: Any) -> None:
+    loader = DataLoader(travels(ShardStream(corpus, global_batch_size=64)), batch_size=None, num_workers=2)
+    assert [{sample["__epoch__"] for batch in loader for sample in batch} for _ in range(3)] == [{0}, {1}, {2}]
+
+
+@pytest.mark.parametrize("taken", [1, 67, 128, 704, 705])
+def test_samples_stopped_anywhere_and_resumed_miss_none(corpus: Folder, taken: int) -> None:
+    def stream() -> ShardStream:
+        return ShardStream(corpus, global_batch_size=64, epochs=2)
+
+    whole = [(sample["__epoch__"], sample["__index__"]) for sample in stream().samples()]
+    stopped = stream()
+    seen = [(sample["__epoch__"], sample["__index__"]) for sample in itertools.islice(stopped.samples(), taken)]
+    assert seen == whole[:taken]
+    other = stream()
+    other.load_state_dict(stopped.state_dict())
+    for one in (other, stopped):
+        rest = [(sample["__epoch__"], sample["__index__"]) for sample in one.samples()]
+        assert rest == whole[taken // 64 * 64 :]  # the batch that was begun, from its first sample
 
 
 def test_state_is_a_few_whole_numbers_of_one_corpus(corpus: Folder, shards_of: Corpus) -> None:

@@ -22,6 +22,7 @@ import pytest
 
 from infra.errors import RunError
 from infra.storage import Folder
+from shards import reads
 from shards.batches import Batches
 from shards.kept import KeepList
 from shards.loader import Loader
@@ -185,10 +186,12 @@ def check_once(one: Audited, whole: list[Seen]) -> None:
     [("folder", 0), ("folder", 1), ("folder", 2), ("keep list", 0), ("keep list", 1), ("mix", 0), ("mix", 1)],
 )
 def test_killed_at_random_steps_and_resumed_in_another_world(
-    audited: dict[str, Audited], tmp_path: Path, kind: str, seed: int
+    audited: dict[str, Audited], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, seed: int
 ) -> None:
     one = audited[kind]
     whole = [(number, place) for number, batch in enumerate(one.make(0, 1)) for place in places(batch)]
+    if seed:  # what was read plainly is audited against used buffers, which a fork takes over
+        monkeypatch.setattr(reads, "POOLED_FROM_BYTES", 1)
     check_once(one, whole)
     chance = random.Random(seed)
     worlds = [1, 2, 3, 4, 6, 8]

@@ -16,7 +16,7 @@ import webdataset as wds
 
 from infra.errors import UserError
 from infra.storage import TEMPORARY_PREFIX, Folder
-from shards import index
+from shards import entries, index
 from shards.layout import INDEX, STATS_SUFFIX
 from shards.repair import repair
 from shards.scan import file_digest, scan_ends
@@ -53,6 +53,10 @@ def recommit(folder: Folder) -> None:
         stats[f"{kind}_sha256"] = file_digest(folder, name)
     folder.write_json("00001" + STATS_SUFFIX, stats)
     folder.delete(INDEX)
+
+
+def edit_commit(folder: Folder, **values: object) -> None:
+    folder.write_json("00001" + STATS_SUFFIX, folder.read_json("00001" + STATS_SUFFIX) | values)
 
 
 def rewrite_tar(folder: Folder, change: Callable[[list[tuple[str, bytes]]], list[tuple[str, bytes]]]) -> None:
@@ -140,6 +144,9 @@ FAULTS: dict[str, tuple[Damage, str, str]] = {
     "temporary file": (
         lambda f: Path(f.path(TEMPORARY_PREFIX + "00009.tar-ab")).write_bytes(b""),  # type: ignore[func-returns-value]
         "", "left by an interrupted writer"),
+    "statuses that disagree": (
+        lambda f: edit_commit(f, by_status={"success": 24, "filtered": 6}), "00001",
+        "by status: {'success': 24, 'filtered': 6} in the commit, {'success': 25, 'filtered': 5} in the sidecar"),
     "stranger": (lambda f: f.write("notes.txt", b""), "notes.txt", "belongs to no shard"),
 }  # fmt: skip
 
@@ -147,7 +154,7 @@ FAULTS: dict[str, tuple[Damage, str, str]] = {
 def other_version(folder: Folder) -> bytes:
     out = io.BytesIO()
     table = index.load(folder).table(0, 64)
-    pq.write_table(table.replace_schema_metadata({index.VERSION_KEY: b"9"}), out)
+    pq.write_table(table.replace_schema_metadata({entries.VERSION_KEY: b"9"}), out)
     return out.getvalue()
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import MISSING, fields
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from torch.multiprocessing import start_processes
 from train.accumulate import forward_backward
 from train.config import RunConfig
 from train.gradients import clip_gradients, zero_gradients
-from train.model import DualEncoder, Features, ModelConfig, TextConfig, VisionConfig, create_model
+from train.model import DualEncoder, Features, ModelConfig, TextConfig, VisionConfig, ViTConfig, create_model
 from train.objectives import create_objective
 from train.optim import OptimConfig, create_optimizer
 from train.parallel import ParallelConfig, average_buffers, parallelize, rank, world_size
@@ -43,10 +44,23 @@ MODELS = {
         embed_dim=8, vision=VisionConfig(widths=(4, 8), depths=(1, 1), statistics_group=2), text=TEXT
     ),
 }
+OTHER_MODELS = {
+    "vit": ModelConfig(
+        embed_dim=8, vit=ViTConfig(image_size=SIDE, patch_size=8, width=8, layers=2, heads=2), text=TEXT
+    ),
+    "siglip": ModelConfig(
+        embed_dim=8,
+        logit_bias=-2.0,
+        vit=ViTConfig(image_size=SIDE, patch_size=8, width=8, layers=1, heads=2, pool="attention"),
+        text=TextConfig(context=CONTEXT, width=8, layers=1, heads=2, causal=False, pool="last", projection_bias=True),
+    ),
+}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "clip": {"name": "clip", "label_smoothing": 0.1},
+    "tiles": {"name": "clip", "tile": 3},
     "same text": {"name": "clip", "same_text": "positive"},
 }
+SIGMOID: dict[str, dict[str, Any]] = {"siglip": {"name": "siglip", "tile": 3}}
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -103,6 +117,10 @@ def cases(world: int) -> Iterator[Case]:
     for objective in (*OBJECTIVES, "headed"):
         for placement in placements[-1:] if world == 4 else placements:
             yield Case(objective=objective, optimizer="adamw", parallel=_options(placement, micro_batch=2))
+    for placement in placements:
+        yield Case("vit", parallel=_options(placement, micro_batch=2, checkpoint_activations=True))
+        yield Case("vit", "tiles", dtype=torch.float32, parallel=_options(placement, micro_batch=2))
+        yield Case("siglip", "siglip", parallel=_options(placement, micro_batch=2))
 
 
 def _options(placement: dict[str, Any], **more: Any) -> tuple[tuple[str, Any], ...]:
@@ -136,9 +154,11 @@ def trained(case: Case) -> dict[str, Tensor]:
 def new_state(case: Case) -> TrainingState:
     """A run without data, at its beginning."""
     torch.manual_seed(3)
-    model = create_model(MODELS[case.model], VOCABULARY).to(case.dtype)
+    model = create_model((MODELS | OTHER_MODELS)[case.model], VOCABULARY).to(case.dtype)
     objective = (
-        Headed().to(case.dtype) if case.objective == "headed" else create_objective(**OBJECTIVES[case.objective])
+        Headed().to(case.dtype)
+        if case.objective == "headed"
+        else create_objective(**(OBJECTIVES | SIGMOID)[case.objective])
     )
     parallel, device = ParallelConfig(precision="float32", **dict(case.parallel)), torch.device("cpu")
     module = parallelize(model, parallel, device)
@@ -146,20 +166,11 @@ def new_state(case: Case) -> TrainingState:
     if case.optimizer == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD([*model.parameters(), *own], lr=0.1)
     else:
-        optimizer = create_optimizer(model, OptimConfig(learning_rate=1e-2, epsilon=1e-3))
-        optimizer.add_param_group({"params": list(own), "weight_decay": 0.0})
-    return TrainingState(
-        config=RunConfig(parallel=parallel),
-        model=model,
-        parallel=module,
-        objective=objective,
-        optimizer=optimizer,
-        average=None,
-        data=None,  # type: ignore[arg-type]
-        total=0,
-        dtype=torch.float32,
-        device=device,
-    )
+        heads = [objective] if isinstance(objective, nn.Module) else []
+        optimizer = create_optimizer(model, OptimConfig(learning_rate=1e-2, epsilon=1e-3), *heads)
+    parts: dict[str, Any] = dict.fromkeys(field.name for field in fields(TrainingState) if field.default is MISSING)
+    parts |= {"config": RunConfig(parallel=parallel), "model": model, "parallel": module, "objective": objective}
+    return TrainingState(**parts | {"optimizer": optimizer, "dtype": torch.float32, "device": device})
 
 
 def whole(value: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from train.parallel import ParallelConfig, gathered, parallelize, rank, world_si
 from train.precision import autocast
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 280
+PATIENCE_S = 800
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
@@ -37,7 +37,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 def small_model() -> DualEncoder:
     """The same on every rank."""
     torch.manual_seed(5)
-    vision = VisionConfig(widths=(8, 16), depths=(1, 1), statistics_group=4)
+    vision = VisionConfig(widths=(8,), depths=(1,), statistics_group=4)
     text = TextConfig(context=6, width=32, layers=1, heads=2)
     return create_model(ModelConfig(embed_dim=16, vision=vision, text=text), 64)
 
@@ -89,7 +89,7 @@ def check_shards() -> None:
         assert 1 <= share * (shard or world_size()) < 1.1, share
         whole = {name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)}
         assert "logit_scale" in whole
-        assert all(".bn" in name or "downsample" in name for name in whole - {"logit_scale"}), whole
+        assert all(".bn" in name for name in whole - {"logit_scale"}), whole
 
 
 def check_offload() -> None:
@@ -152,7 +152,7 @@ def check_groups_must_divide() -> None:
         (check_bfloat16, 2),
         (check_gathered, 2),
         (check_groups_must_divide, 4),
-        pytest.param(check_compiled, 2, marks=[pytest.mark.slow, needs_compiler]),
+        pytest.param(check_compiled, 2, marks=[pytest.mark.slow, pytest.mark.timeout(900), needs_compiler]),
     ],
 )
 def test_over_processes(check: Callable[[], None], world: int, tmp_path: Path) -> None:

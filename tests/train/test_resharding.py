@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from infra.config import parse
 from train import checkpoint
 from train.config import RunConfig
+from train.log import _parameter_norm
 from train.loop import resumed
 from train.optim import WeightAverage, create_optimizer
 from train.state import build
@@ -56,7 +57,8 @@ def take_a_step(state):
             full = distribute_tensor(full, parameter.device_mesh, parameter.placements)
         parameter.grad = full
     state.optimizer.step()
-    state.average.steps, state.step = 7, 3
+    state.average.update(state.model)
+    state.step = 3
 
 def rank_of(rank, world, how, task):
     dist.init_process_group("gloo", init_method=f"file://{run}/store-{task}-{how}-{world}", rank=rank, world_size=world)
@@ -69,6 +71,8 @@ def rank_of(rank, world, how, task):
         with checkpoint.Saver(state, run) as saver:
             saver.save()
         found = {name: whole(tensor).clone() for name, tensor in state.tensors().items()}
+        norm = sum(float(whole(parameter).detach().square().sum()) for parameter in state.model.parameters()) ** 0.5
+        assert abs(_parameter_norm(state) - norm) < 1e-3 * norm
         if rank == 0:
             torch.save(found, run / "written.pt")
     else:
@@ -78,7 +82,7 @@ def rank_of(rank, world, how, task):
         assert found.keys() == written.keys(), found.keys() ^ written.keys()
         for name, value in written.items():
             assert torch.equal(found[name], value), (world, how, name)
-        assert (state.step, state.average.steps, state.metrics) == (3, 7, {"step": 3})
+        assert (state.step, state.average.steps, state.metrics) == (3, 1, {"step": 3})
         if world == 2:
             assert torch.equal(state._random["random"][rank], torch.get_rng_state())
     dist.barrier()

@@ -171,6 +171,24 @@ def test_rank_that_dies_ends_the_run(tmp_path: Path, make_config: MakeConfig) ->
     assert all(not Path(f"/proc/{rank}").exists() or _is_zombie(rank) for rank in ranks)
 
 
+def test_a_dead_rank_is_noticed_while_another_stands_still(tmp_path: Path, make_config: MakeConfig) -> None:
+    """Rank 0, which is asked first, does not end by itself."""
+    run = tmp_path / "run"
+    launcher = start(make_config(length="100000 steps"), run, 2)
+    ranks: list[int] = []
+    try:
+        wait_for(lambda: (run / "log.jsonl").exists() and (run / "log.jsonl").read_text(), launcher)
+        ranks = ranks_of(launcher.pid)
+        os.kill(ranks[0], signal.SIGSTOP)
+        os.kill(ranks[1], signal.SIGKILL)
+        output, _ = launcher.communicate(timeout=PATIENCE_S)
+    finally:
+        launcher.kill()
+        launcher.wait()
+    assert "rank 1 of 2 died (killed by SIGKILL)" in output
+    assert all(not Path(f"/proc/{rank}").exists() or _is_zombie(rank) for rank in ranks)
+
+
 def test_torn_checkpoint_falls_back_and_ends_the_same(
     tmp_path: Path, whole: Path, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from infra.config import nearest
 from infra.errors import UserError
 from train.config import ObjectiveConfig
-from train.model import DualEncoder, Features
+from train.model import DualEncoder, Features, ModelConfig
+from train.models import sizes_of
 from train.objectives.clip import ClipObjective
 from train.objectives.siglip import SiglipObjective
 
@@ -40,6 +41,17 @@ class Objective(Protocol):
     def constrain(self, model: DualEncoder) -> None:
         """Bring parameters back into their allowed range after an optimiser step."""
         ...
+
+
+def check_needs(name: str, objective: Objective, model: ModelConfig) -> None:
+    """Raise UserError where objective and model do not go together: a bias that is missing, or that no one reads."""
+    has_bias, reads_bias = sizes_of(model).logit_bias is not None, "logit_bias" in objective.needs
+    if reads_bias and not has_bias:
+        raise UserError(f"objective.name: {name!r} needs a model with a bias; set model.logit_bias, to -10 for a start")
+    if has_bias and not reads_bias:
+        raise UserError(
+            f"objective.name: {name!r} reads no bias, the model has one; take 'siglip' or another model"
+        )
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {"clip": ClipObjective, "siglip": SiglipObjective}
