@@ -67,6 +67,9 @@ class RayLauncher:
         sizes = world_sizes(config, self.min_nproc or nproc, nproc)
         # Ray Train would have each worker in a folder of its own, and relative paths count from ours.
         os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+        if len(sizes) > 1:
+            # After a loss the cluster may count the lost for a while; then a smaller size is to have its turn soon.
+            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
         is_joined = bool(self.cluster.address or os.environ.get("RAY_ADDRESS") or ray.is_initialized())
         with _signals() as asked, session(self.cluster):
             if not is_joined and room() < sizes[0]:
