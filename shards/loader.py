@@ -48,7 +48,9 @@ class Loader:
             UserError: workers and lanes do not work out.
         """
         if workers < 0 or prefetch < 1:
-            raise UserError(f"workers {workers}, prefetch {prefetch}: give 0 or more workers, and 1 or more to prefetch")
+            raise UserError(
+                f"workers {workers}, prefetch {prefetch}: give 0 or more workers, and 1 or more to prefetch"
+            )
         self.stream, self.workers = stream, workers
         self._transform, self._merge = transform or _as_is, merge or joined
         self._prefetch, self._start_method = prefetch, start_method
@@ -153,8 +155,8 @@ def joined(parts: list[Any]) -> Any:
         return [item for part in parts for item in part]
     kind = f"{type(first).__name__} without an axis" if hasattr(first, "ndim") else type(first).__name__
     raise UserError(
-        f"loader: workers' parts of a batch have a {kind}, which cannot be joined; have `transform` give tensors, arrays, "
-        "lists, or mappings and tuples of them, or give a `merge`"
+        f"loader: workers' parts of a batch have a {kind}, which cannot be joined; have `transform` give tensors, "
+        "arrays, lists, or mappings and tuples of them, or give a `merge`"
     )
 
 

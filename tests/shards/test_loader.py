@@ -113,7 +113,8 @@ def columns(samples: list[dict[str, Any]]) -> Columns:
 
 def test_arrays_and_named_tuples_are_the_same_with_workers(corpus: Folder) -> None:
     alone, shared = (
-        list(Loader(ShardStream(corpus, global_batch_size=24), workers=workers, transform=columns)) for workers in (0, 2)
+        list(Loader(ShardStream(corpus, global_batch_size=24), workers=workers, transform=columns))
+        for workers in (0, 2)
     )
     assert all(isinstance(batch, Columns) for batch in shared)
     assert [(batch.number.tolist(), batch.key) for batch in shared] == [
