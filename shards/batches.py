@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import time
 from abc import abstractmethod
@@ -44,6 +45,13 @@ class Work:
         return [pool.submit(self.take, start, min(start + PART_SAMPLES, self.samples)).result for start in starts]
 
 
+def whole(option: str, value: Any) -> int:
+    """Return an option's value as an int, whatever kind of whole number it is. Raises UserError for others."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise UserError(f"{option}: {value!r}; give a whole number")
+    return operator.index(value)
+
+
 class Batches(IterableDataset[list[Sample]]):
     """A rank's batches, in an order of lanes; the base of `ShardStream` and `MixedStream`.
 
@@ -54,6 +62,9 @@ class Batches(IterableDataset[list[Sample]]):
     def __init__(self, *, rank: int, world_size: int, epochs: int, global_batch: int, decode_threads: int) -> None:
         """Check what holds for every stream. Raises UserError for numbers that do not work out."""
         super().__init__()
+        numbers = {"rank": rank, "world_size": world_size, "epochs": epochs, "decode_threads": decode_threads}
+        for name, value in {"global_batch_size": global_batch, **numbers}.items():
+            whole(name, value)
         if global_batch < 1 or world_size < 1 or not 0 <= rank < world_size or epochs < 1:
             raise UserError(
                 f"global batch {global_batch}, rank {rank} of {world_size}, {epochs} epochs: "

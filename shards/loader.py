@@ -156,8 +156,8 @@ def joined(parts: list[Any]) -> Any:
         return [item for part in parts for item in part]
     kind = f"{type(first).__name__} without an axis" if hasattr(first, "ndim") else type(first).__name__
     raise UserError(
-        f"loader: workers' parts of a batch have a {kind}, which cannot be joined; have `transform` give tensors, arrays, "
-        "lists, or mappings and tuples of them, or give a `merge`"
+        f"loader: workers' parts of a batch have a {kind}, which cannot be joined; have `transform` give tensors, "
+        "arrays, lists, or mappings and tuples of them, or give a `merge`"
     )
 
 

@@ -11,7 +11,7 @@ from infra.errors import UserError
 from infra.logs import log
 from infra.storage import Folder
 from shards.ahead import ReadAhead, Wanted, read_ahead
-from shards.batches import Batches, Place, Sample, Work
+from shards.batches import Batches, Place, Sample, Work, whole
 from shards.kept import KeepList
 from shards.mixture import PLACES, Mixture, Portion, shares
 from shards.order import TooFewSamplesError, default_lanes
@@ -77,17 +77,17 @@ class MixedStream(Batches):
             decode_threads=decode_threads,
         )  # fmt: skip
         check_threads(decode_threads, options.get("read_threads", READ_THREADS))
-        self.seed, self.read_ahead_bytes = seed, read_ahead_bytes
+        self.seed, self.read_ahead_bytes = whole("seed", seed), read_ahead_bytes
         for option in ("keep", "remainder"):
             if option in options:
                 raise UserError(f"{option}: {_NOT_SHARED[option]}")
-        parts = [Source(*source) for source in sources]
+        parts = [_source(given) for given in sources]
         weights = shares([part.weight for part in parts])
-        lanes = default_lanes(global_batch_size) if lanes is None else lanes
+        lanes = default_lanes(global_batch_size) if lanes is None else whole("lanes", lanes)
         if lanes < 1 or global_batch_size % lanes:
             raise UserError(f"lanes: {lanes} do not divide the global batch of {global_batch_size}")
         options |= {"lanes": lanes, "rank": rank, "world_size": world_size}
-        self.streams = tuple(_stream(part, seed + number, options) for number, part in enumerate(parts))
+        self.streams = tuple(_stream(part, self.seed + number, options) for number, part in enumerate(parts))
         if options.get("block_samples") is None:
             for stream, share in zip(self.streams, weights, strict=True):
                 stream.take_default_blocks(global_batch_size * share / PLACES)
@@ -196,6 +196,12 @@ class MixedStream(Batches):
 
     def _batch(self, place: Place, parts: list[Any]) -> list[Sample]:
         return sorted(super()._batch(place, parts), key=lambda sample: int(sample["__slot__"]))
+
+
+def _source(given: Any) -> Source:
+    if not isinstance(given, tuple | list) or not 2 <= len(given) <= len(Source._fields):
+        raise UserError(f"sources: {given!r}; give (folder, weight) or Source(folder, weight, keep) for each folder")
+    return Source(*given)
 
 
 def _stream(part: Source, seed: int, options: dict[str, Any]) -> ShardStream:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -37,8 +38,11 @@ def shares(weights: Sequence[float]) -> tuple[int, ...]:
     """Return the weights as thousandths that add up to a thousand, by largest remainders.
 
     Raises:
-        UserError: a weight is not above 0, or too small beside the others.
+        UserError: a weight is no number or not above 0, or too small beside the others.
     """
+    for weight in weights:
+        if isinstance(weight, bool) or not isinstance(weight, Real):
+            raise UserError(f"weight {weight!r}: give each corpus a number above 0")
     if not weights or not all(weight > 0 and np.isfinite(weight) for weight in weights):
         raise UserError(f"weights {', '.join(map(str, weights))}: give each corpus a weight above 0")
     exact = [weight * PLACES / sum(weights) for weight in weights]

@@ -19,7 +19,7 @@ class Reading:
     """Options of `ShardStream` that its readers share.
 
     Raises:
-        UserError: the cache's folder is not on a local disk.
+        UserError: the cache's folder is not on a local disk, or has no name.
     """
 
     patience_s: float = PATIENCE_S
@@ -30,6 +30,8 @@ class Reading:
     """Since when, in seconds since 1970: what is used in the cache from then on stays."""
 
     def __post_init__(self) -> None:
+        if self.cache_folder is not None and not os.fspath(self.cache_folder):
+            raise UserError("cache_folder: '' names no folder; give one on a local disk, or None for no cache")
         if self.cache_folder is not None and "://" in os.fspath(self.cache_folder):
             raise UserError(f"cache_folder: {os.fspath(self.cache_folder)}: give a folder on a local disk")
 

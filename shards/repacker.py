@@ -15,6 +15,8 @@ import pyarrow as pa
 from infra.errors import RunError, UserError
 from infra.storage import Folder
 from shards import index, sample
+from shards.buffers import BufferPool
+from shards.kept import KeepList
 from shards.layout import FINAL, RAW, SOURCE_KEY, sample_key, shard_name
 from shards.order import Order
 from shards.reads import PATIENCE_S, Reader
@@ -127,11 +129,13 @@ class _RawShards:
     """Reads kept samples of raw shards; what was learnt of the last few shards is kept."""
 
     def __init__(self, corpus: Folder) -> None:
-        self.corpus, self.folder = corpus, corpus / RAW
+        self.corpus, self.folder, self._buffers = corpus, corpus / RAW, BufferPool()
         self._learn = functools.lru_cache(maxsize=RAW_SHARDS_HELD)(self._learn_anew)
 
     def samples(self, name: str, first: int, stop: int, expected: int) -> list[tuple[dict[str, Any], bytes, str]]:
-        """Return (sidecar row, image, extension) of kept samples `[first, stop)` of a raw shard: one read.
+        """Return (sidecar row, image, extension) of kept samples `[first, stop)` of a raw shard.
+
+        Where little lies between them it is one read; what lies between is not held.
 
         Raises:
             RunError: the shard is damaged, or changed since its samples were counted.
@@ -140,11 +144,14 @@ class _RawShards:
         if len(kept.rows) != expected:
             raise RunError(f"{self.folder.path(name)}: changed while repack was at work; run it again")
         places = kept.places[first:stop].tolist()
-        (piece,) = reader.read(places[0], places[-1] + 1)
-        if piece.fault is not None:
-            raise piece.fault
+        bodies: list[bytes] = []
+        for piece in reader.read(places[0], places[-1] + 1):
+            if piece.fault is not None:
+                raise piece.fault
+            end = piece.first + len(piece.ends)
+            bodies += [piece.sample(place) for place in places if piece.first <= place < end]
         rows = table.take(pa.array(kept.rows[first:stop])).to_pylist()
-        return [(row, *self._image(name, row, piece.sample(place))) for row, place in zip(rows, places, strict=True)]
+        return [(row, *self._image(name, row, body)) for row, body in zip(rows, bodies, strict=True)]
 
     def _image(self, name: str, row: dict[str, Any], data: bytes) -> tuple[bytes, str]:
         extension = row["member"].rsplit(".", 1)[-1]
@@ -160,6 +167,12 @@ class _RawShards:
         return found[extension], extension
 
     def _learn_anew(self, name: str) -> tuple[Kept, pa.Table, Reader]:
-        one = index.build(self.folder, names=[name])
-        table = sidecar(self.corpus, name)
-        return select(self.corpus, name, table), table, Reader(self.folder, one, PATIENCE_S)
+        one, table = index.build(self.folder, names=[name]), sidecar(self.corpus, name)
+        kept = select(self.corpus, name, table)
+        if one.samples != kept.successes:
+            raise RunError(
+                f"{self.folder.path(name)}.tar: {one.samples} samples where the sidecar has {kept.successes}; "
+                "see `pairmill verify` for raw/, drop the shard and ingest it again"
+            )
+        keep = KeepList(kept.places, one.samples) if len(kept.places) else None
+        return kept, table, Reader(self.folder, one, PATIENCE_S, kept=keep, buffers=self._buffers)

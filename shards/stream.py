@@ -15,7 +15,7 @@ from infra.storage import Folder
 from shards import kept
 from shards import sample as one_sample
 from shards.ahead import ReadAhead, Wanted, read_ahead
-from shards.batches import Batches, Place, Sample, SampleSource, Work
+from shards.batches import Batches, Place, Sample, SampleSource, Work, whole
 from shards.cache import CACHE_BYTES
 from shards.holes import HoleLog
 from shards.index import load_or_scan
@@ -110,7 +110,7 @@ class ShardStream(Batches):
 
         Raises:
             UserError: no shards, an index of another version, a batch, rank or world size that does not work
-            out, a keep list that is none of this folder.
+            out, a keep list that is none of this folder, an option of another type.
         """
         super().__init__(
             rank=rank, world_size=world_size, epochs=epochs, global_batch=global_batch_size,
@@ -119,17 +119,22 @@ class ShardStream(Batches):
         check_threads(decode_threads, read_threads)
         if isinstance(needs, str):
             raise UserError(f"needs: {needs!r}; give a tuple of members, ({needs!r},)")
+        if not isinstance(decode, bool) and not callable(decode):
+            raise UserError(f"decode: {decode!r}; give True, False, or a function such as shards.pictures.RandomCrop()")
+        if keep is not None and not isinstance(keep, KeepList | str | os.PathLike):
+            raise UserError(f"keep: a {type(keep).__name__}; give a file of keys, or a KeepList of numbers")
         self.folder = folder if isinstance(folder, Folder) else Folder(folder)
-        self.decode, self.needs, self.skip_unreadable = decode, needs, skip_unreadable
+        self.decode, self.needs, self.skip_unreadable = decode, tuple(needs), skip_unreadable
         self.read_ahead_bytes, self.read_threads = read_ahead_bytes, read_threads
         self._reading = Reading(patience_s, read_timeout_s, cache_folder, cache_bytes)
         self.index = load_or_scan(self.folder)
         self.kept = kept.of_folder(keep, self.folder, self.index)
         self.order = Order(
-            self.index.samples if self.kept is None else len(self.kept), global_batch_size,
-            default_lanes(global_batch_size) if lanes is None else lanes,
-            1 if block_samples is None else block_samples,
-            WINDOW_BLOCKS if window_blocks is None else window_blocks, seed, remainder,
+            self.index.samples if self.kept is None else len(self.kept), whole("global_batch_size", global_batch_size),
+            default_lanes(global_batch_size) if lanes is None else whole("lanes", lanes),
+            1 if block_samples is None else whole("block_samples", block_samples),
+            WINDOW_BLOCKS if window_blocks is None else whole("window_blocks", window_blocks),
+            whole("seed", seed), remainder,
         )  # fmt: skip
         if block_samples is None:
             self.take_default_blocks(global_batch_size)

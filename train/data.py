@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import queue
 import threading
 import time
@@ -10,12 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import webdataset as wds
 from torch import Tensor
 
 from infra.errors import UserError
+from infra.logs import log
 from infra.storage import Folder
-from shards.index import load_or_scan
+from shards.index import Shard, load_or_scan
+from shards.layout import Status
 from shards.loader import Loader
 from shards.reads import Reader
 from shards.sample import BadSampleError, parse
@@ -177,13 +183,47 @@ def open_stream(config: DataConfig, rank: int = 0, world_size: int = 1) -> Shard
 def captions(folder: str, limit: int | None = None) -> list[str]:
     """Return the captions of the first `limit` samples of a shard folder, in the folder's order.
 
-    A sample that cannot be read gives an empty caption, so that positions stay those of the index.
+    From the shards' sidecars; from a tar, whose every picture is read then, where it has none of as many samples as the
+    index says. A sample there that cannot be read gives an empty caption, so that positions stay those of the index.
     """
-    reader = Reader(Folder(folder), load_or_scan(Folder(folder)))
-    count = min(reader.index.samples, limit or reader.index.samples)
+    place, found = Folder(folder), list[str]()
+    entries = load_or_scan(place)
+    reader = Reader(place, entries)
+    count = min(entries.samples, limit or entries.samples)
+    for shard in entries.shards:
+        wanted = min(shard.samples, count - len(found))
+        if wanted <= 0:
+            break
+        told = _captions_of_sidecar(place, shard)
+        found += _captions_of_tar(reader, shard, wanted) if told is None else told[:wanted]
+    return found
+
+
+def _captions_of_sidecar(folder: Folder, shard: Shard) -> list[str] | None:
+    """Return a shard's captions as its sidecar has them; None where it has none, or not one for each sample."""
+    if shard.sidecar_bytes is None:
+        return None
+    name = f"{shard.name}.parquet"
+    try:
+        file = pq.ParquetFile(io.BytesIO(folder.read(name)))
+        if not {"status", "caption"} <= set(file.schema_arrow.names):
+            return None
+        table = file.read(columns=["status", "caption"])
+        texts = table.filter(pc.equal(table["status"], Status.SUCCESS.value))["caption"].cast(pa.string())
+    except (FileNotFoundError, pa.ArrowException) as error:
+        problem = " ".join(str(error).split())
+        log.warning("%s: cannot be read (%s); captions are read from its tar", folder.path(name), problem)
+        return None
+    if len(texts) != shard.samples:
+        log.warning("%s: not of its tar's samples; captions are read from the tar", folder.path(name))
+        return None
+    return [text or "" for text in texts.to_pylist()]
+
+
+def _captions_of_tar(reader: Reader, shard: Shard, count: int) -> list[str]:
     found: list[str] = []
-    for first in range(0, count, CAPTIONS_AT_ONCE):
-        for piece in reader.read(first, min(first + CAPTIONS_AT_ONCE, count)):
+    for first in range(shard.first_sample, shard.first_sample + count, CAPTIONS_AT_ONCE):
+        for piece in reader.read(first, min(first + CAPTIONS_AT_ONCE, shard.first_sample + count)):
             if piece.fault is not None:
                 raise piece.fault
             found += [_caption(piece.sample(piece.first + row)) for row in range(len(piece.ends))]

@@ -69,7 +69,7 @@ class Preparation:
     def _cropped(self, sample: Sample, numbers: NDArray[np.float32]) -> NDArray[np.uint8]:
         side = self.side(sample["__epoch__"], sample["__step__"])
         if self.config.decoder == "turbo" and not self.crop.margin:
-            pixels = decoded_jpeg(sample[next(name for name in IMAGES if name in sample)])
+            pixels = decoded_jpeg(next(sample[name] for name in IMAGES if name in sample))
             if pixels is not None:
                 left, upper, right, lower = crop_box((pixels.shape[1], pixels.shape[0]), numbers, self.crop)
                 whole = (int(left), int(upper), max(int(left) + 1, round(right)), max(int(upper) + 1, round(lower)))

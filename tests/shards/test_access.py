@@ -105,7 +105,7 @@ def test_samples_travel_and_each_process_reads_for_itself(
     url, _, _ = served
     samples = shards.open(url)
     keys = [samples[number]["__key__"] for number in (0, 64)]
-    for copied in (copy.deepcopy(samples), pickle.loads(pickle.dumps(samples))):
+    for copied in (copy.deepcopy(samples), pickle.loads(pickle.dumps(samples))):  # noqa: S301
         assert [copied[number]["__key__"] for number in (0, 64)] == keys
     # Forked after reads over connections of this process' own.
     loader = DataLoader(samples, batch_size=None, num_workers=2, multiprocessing_context="fork")  # type: ignore[arg-type]

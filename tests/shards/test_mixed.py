@@ -188,3 +188,16 @@ def test_windows_share_the_memory_by_weight(
     assert large // small == 3
     alone = ShardStream(sources[0][0], global_batch_size=4, lanes=2).order.block_samples
     assert large + small <= alone
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("abc", "sources: 'abc'; give"),
+        (("abc",), "give .folder, weight. or Source"),
+        (("abc", "3"), "weight '3': give"),
+    ],
+)
+def test_sources_that_are_none(given: Any, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        MixedStream([given], global_batch_size=8)

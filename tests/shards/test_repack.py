@@ -24,14 +24,17 @@ from infra.cluster import ClusterConfig
 from infra.errors import RunError, UserError
 from infra.lock import exclusive
 from infra.storage import Folder
-from shards import index
+from shards import index, reads
 from shards.layout import FINAL, RAW, STATS_SUFFIX, sample_key
 from shards.manifest import Manifest
 from shards.order import Order
+from shards.reads import Reader
 from shards.repack import RepackConfig, repack
+from shards.repacker import _RawShards
 from shards.repair import repair
 from shards.stream import ShardStream
 from shards.verify import verify
+from tests.shards.conftest import jpeg
 
 ROOT = Path(__file__).parents[2]
 MakeCorpus = Callable[..., Folder]
@@ -211,6 +214,31 @@ def test_all_removed_leaves_an_empty_index(
     totals = repack(corpus.url, CONFIG, local_ray)
     assert (totals["shards"], totals["samples"], totals["rows_in"]) == (0, 0, 1)
     assert verify(corpus / FINAL).faults == []
+
+
+def test_what_dedup_removed_is_neither_read_nor_held(
+    tmp_path: Path, deduplicated_corpus: MakeCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = (0, 2, 150, 239)  # of 240 successes in 300 rows
+    successes = [sample_key(0, row) for row in range(300) if row % 5 != 1]
+    removed = [(key, "exact") for number, key in enumerate(successes) if number not in kept]
+    raw = _RawShards(deduplicated_corpus(str(tmp_path / "sparse"), [300], removed))
+    monkeypatch.setattr(reads, "LARGEST_GAP_BYTES", 30_000)
+    pieces = []
+    read = Reader.read
+    monkeypatch.setattr(Reader, "read", lambda *given: pieces.append(read(*given)) or pieces[-1])
+    found = raw.samples("00000", 0, 4, 4)
+    assert [(row["key"], row["member"], extension) for row, _, extension in found] == [
+        (successes[number], f"{successes[number]}.jpg", "jpg") for number in kept
+    ]
+    assert [body for _, body, _ in found] == [jpeg(int(successes[number])) for number in kept]
+    ((first, *others),) = pieces
+    assert ([len(first.ends)], [len(piece.ends) for piece in others]) == ([3], [1, 1])
+    held = sum(len(piece.data) for piece in (first, *others))
+    assert held < 5 * Path(raw.folder.path("00000.tar")).stat().st_size / 240
+    assert len(raw.samples("00000", 1, 3, 4)) == 2
+    with pytest.raises(RunError, match="changed while repack"):
+        raw.samples("00000", 0, 3, 5)
 
 
 def test_order_of_the_samples_needs_no_more_memory_than_a_window() -> None:

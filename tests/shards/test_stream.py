@@ -123,7 +123,7 @@ def test_length_and_passes(corpus: Folder) -> None:
     assert stream.state_dict()["epoch"] == 4
 
 
-@pytest.mark.parametrize("travels", [copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
+@pytest.mark.parametrize("travels", [copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])  # noqa: S301
 def test_a_copy_goes_on_with_the_next_epochs_too(corpus: Folder, travels: Any) -> None:
     loader = DataLoader(travels(ShardStream(corpus, global_batch_size=64)), batch_size=None, num_workers=2)
     assert [{sample["__epoch__"] for batch in loader for sample in batch} for _ in range(3)] == [{0}, {1}, {2}]
@@ -292,3 +292,26 @@ def test_a_plain_loader_goes_on_with_the_next_epoch(corpus: Folder, workers: int
 def test_options_that_cannot_be_are_the_users_mistake(corpus: Folder, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         ShardStream(corpus, global_batch_size=64, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"seed": None}, "seed: None; give a whole number"),
+        ({"global_batch_size": 8.0}, "global_batch_size: 8.0; give a whole number"),
+        ({"rank": "0"}, "rank: '0'; give a whole number"),
+        ({"lanes": 2.5}, "lanes: 2.5; give a whole number"),
+        ({"keep": ["000000001"]}, "keep: a list; give a file of keys, or a KeepList"),
+        ({"decode": "pil"}, "decode: 'pil'; give True, False, or a function"),
+        ({"cache_folder": ""}, "cache_folder: '' names no folder"),
+    ],
+)
+def test_plain_mistakes_are_named(corpus: Folder, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        ShardStream(corpus, **{"global_batch_size": 8, **options})
+
+
+def test_numbers_of_numpy_are_numbers(corpus: Folder) -> None:
+    stream = ShardStream(corpus, global_batch_size=np.int64(64), seed=np.int64(3), lanes=np.int32(8), needs=["txt"])  # type: ignore[arg-type]
+    assert all(type(value) is int for value in stream.state_dict().values())
+    assert len(next(iter(stream))) == 64

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from infra.storage import Folder
+from shards import index
+from shards.reads import Reader
+from shards.sample import IMAGES
+from tests.shards.conftest import jpeg, write_shards
 from train.augment import AugmentConfig, augment, crop_box, draws, normalise
 from train.config import RunConfig
 from train.data import Batch, PairReader, captions, shuffled
@@ -187,3 +194,44 @@ def test_shuffled_captions_are_a_permutation(make_config: MakeConfig) -> None:
     plain, control = take(reader(make_config()), 1)[0], take(reader(config), 1)[0]
     assert torch.equal(plain.images, control.images)
     assert not torch.equal(plain.tokens, control.tokens)
+
+
+def test_captions_come_from_the_sidecars_where_they_are_the_tars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One folder read by its sidecars, by a tar where one is not that tar's, and by its tars alone."""
+    folder = write_shards(Folder(tmp_path), [20, 30], fails_every=7)
+    ranges: list[tuple[int, int]] = []
+    read = Reader.read
+    monkeypatch.setattr(Reader, "read", lambda own, *ends: ranges.append(ends) or read(own, *ends))
+    texts = captions(folder.url)
+    assert texts[:3] == [f"picture {row} of shard 0, señor" for row in (0, 2, 3)]  # row 1 is no sample
+    assert len(texts) == 17 + 25
+    assert captions(folder.url, 19) == texts[:19]
+    assert not ranges
+    index.save(folder, index.build(folder))
+    table = pq.read_table(tmp_path / "00001.parquet")
+    pq.write_table(table.slice(1), tmp_path / "00001.parquet")
+    assert captions(folder.url) == texts
+    assert ranges == [(17, 42)]
+    (tmp_path / "00001.parquet").write_bytes(b"PAR1 and nothing more")
+    assert captions(folder.url, 20) == texts[:20]
+    assert ranges == [(17, 42), (17, 20)]
+    for name in folder.names():
+        if not name.endswith(".tar"):
+            folder.delete(name)
+    assert captions(folder.url) == texts
+
+
+def test_any_jpeg_is_decoded_by_turbo_if_told(make_config: MakeConfig) -> None:
+    """A member `jpeg` gives the crop that the same bytes give as `jpg`."""
+    source = reader(make_config(data={"decoder": "turbo"}))
+    source.stream.decode = False
+    sample = next(source.stream.samples())
+    body, by_name = jpeg(1), []
+    for name in ("jpg", "jpeg"):
+        one = {key: value for key, value in sample.items() if key not in IMAGES} | {name: body}
+        source.preparation(one)
+        by_name.append(one["crop"])
+    assert np.array_equal(*by_name)
+    assert "jpeg" not in one
