@@ -1,12 +1,13 @@
 """How many images a second does the stream yield beside webdataset, and how near is that to decoding alone?
 
 The same shards (photographs of 256 px), the same random crop to 224 px, batches of 256 pictures, two workers.
-webdataset shuffles its shards and 1,000 samples, the stream its blocks. webdataset is measured twice: `webdataset`
-with our crop and our way of making a batch of it (uint8, straight into shared memory), and `usual` the way its users
-have it: `decode("pil")`, the same crop, a float tensor that is normalised in the worker, its own batching. A
-part runs in a process of its own, round by round, and what is counted is CPU time of all its processes between the
-end of a first epoch and the end of the last: start-up is left out on both sides. The limit is Pillow alone, from
-memory, in two processes at once (two cores may be two threads of one). Then records without decoding, in one process.
+webdataset shuffles its shards and 1,000 samples, the stream its blocks; both run through the ends of epochs.
+webdataset is measured twice: `webdataset` with our crop and our way of making a batch of it (uint8, straight into
+shared memory), and `usual` the way its users have it: `decode("pil")`, the same crop, a float tensor that is
+normalised in the worker, its own batching. A part runs in a process of its own, round by round, and what is counted
+is CPU time of all its processes between the end of a first epoch and the end of the last: start-up is left out on
+both sides. The limit is Pillow alone, from memory, in two processes at once (two cores may be two threads of one).
+Then records without decoding, in one process.
 
     python benchmarks/loader_throughput.py [--samples 4000] [--batch 256] [--epochs 4] [--rounds 3] [--webdataset DIR]
 
@@ -78,17 +79,24 @@ def _small(path: Path) -> bytes:
     return out.getvalue()
 
 
+def _tars(folder: str, epochs: int) -> tuple[list[str], int]:
+    """Return the tars of so many epochs for webdataset, which runs through them, and how many to shuffle at a time.
+
+    As one pass: at the end of one it would empty its buffers, and fill them anew, while its workers wait.
+    """
+    tars = [Folder(folder).path(f"{name}.tar") for name in index.shard_names(Folder(folder))]
+    return tars * epochs, len(tars)
+
+
 def by_webdataset(folder: str, epochs: int, batch: int, crop: RandomCrop) -> Iterator[int]:
     """Yield how many samples each batch has."""
     import webdataset as wds
 
-    tars = [Folder(folder).path(f"{name}.tar") for name in index.shard_names(Folder(folder))]
-    dataset = wds.WebDataset(tars, shardshuffle=len(tars), seed=0).shuffle(1000)
+    tars, shuffled = _tars(folder, epochs)
+    dataset = wds.WebDataset(tars, shardshuffle=shuffled, seed=0).shuffle(1000)
     dataset = dataset.map(functools.partial(_cropped, crop)).batched(batch // WORKERS, collation_fn=collated)
-    loader = wds.WebLoader(dataset, batch_size=None, num_workers=WORKERS, persistent_workers=True)
-    for _ in range(epochs):
-        for made in loader:
-            yield len(made["txt"])
+    for made in wds.WebLoader(dataset, batch_size=None, num_workers=WORKERS):
+        yield len(made["txt"])
 
 
 def _cropped(crop: RandomCrop, sample: dict[str, Any]) -> dict[str, Any]:
@@ -101,13 +109,11 @@ def by_usual_webdataset(folder: str, epochs: int, batch: int, crop: RandomCrop) 
     """Yield how many samples each batch has: pictures are float32 and normalised when they leave the worker."""
     import webdataset as wds
 
-    tars = [Folder(folder).path(f"{name}.tar") for name in index.shard_names(Folder(folder))]
-    dataset = wds.WebDataset(tars, shardshuffle=len(tars), seed=0).shuffle(1000).decode("pil")
+    tars, shuffled = _tars(folder, epochs)
+    dataset = wds.WebDataset(tars, shardshuffle=shuffled, seed=0).shuffle(1000).decode("pil")
     dataset = dataset.map(functools.partial(_normalised, crop)).to_tuple("jpg", "txt").batched(batch // WORKERS)
-    loader = wds.WebLoader(dataset, batch_size=None, num_workers=WORKERS, persistent_workers=True)
-    for _ in range(epochs):
-        for _, texts in loader:
-            yield len(texts)
+    for _, texts in wds.WebLoader(dataset, batch_size=None, num_workers=WORKERS):
+        yield len(texts)
 
 
 def _normalised(crop: RandomCrop, sample: dict[str, Any]) -> dict[str, Any]:
@@ -131,10 +137,9 @@ def records_of_webdataset(folder: str, epochs: int, _: int) -> Iterator[int]:
     """Yield 1 for each sample, not decoded."""
     import webdataset as wds
 
-    tars = [Folder(folder).path(f"{name}.tar") for name in index.shard_names(Folder(folder))]
-    for _ in range(epochs):
-        for _ in wds.WebDataset(tars, shardshuffle=len(tars), seed=0).shuffle(1000):
-            yield 1
+    tars, shuffled = _tars(folder, epochs)
+    for _ in wds.WebDataset(tars, shardshuffle=shuffled, seed=0).shuffle(1000):
+        yield 1
 
 
 def records_of_stream(folder: str, epochs: int, batch: int) -> Iterator[int]:

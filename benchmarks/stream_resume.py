@@ -40,15 +40,16 @@ def resumed(folder: str, batch: int, state: dict[str, int], read_ahead_bytes: in
 
     reads: list[tuple[str, int]] = []
 
-    def counted(read: Callable[..., bytes]) -> Callable[..., bytes]:
-        def reading(folder: Folder, name: str, *how: Any) -> bytes:
-            data = read(folder, name, *how)
-            reads.append((name, len(data)))
-            return data
+    def counted(read: Callable[..., Any]) -> Callable[..., Any]:
+        def reading(folder: Folder, name: str, *how: Any) -> Any:
+            came = read(folder, name, *how)
+            reads.append((name, came if isinstance(came, int) else len(came)))
+            return came
 
         return reading
 
-    Folder.read, Folder.read_range = counted(Folder.read), counted(Folder.read_range)  # type: ignore[method-assign]
+    for way in ("read", "read_range", "read_into"):
+        setattr(Folder, way, counted(getattr(Folder, way)))
     ahead = READ_AHEAD_BYTES if read_ahead_bytes is None else read_ahead_bytes
 
     def first_batch() -> list[Any]:

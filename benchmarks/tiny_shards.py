@@ -17,10 +17,10 @@ SIDE_PX = 32
 PICTURES = 64
 
 
-def tiny_shards(path: Path, shards: int, samples_a_shard: int) -> Folder:
-    """Write so many shards and their index into a new folder."""
+def tiny_shards(path: Path, shards: int, samples_a_shard: int, side_px: int = SIDE_PX) -> Folder:
+    """Write so many shards and their index into a new folder; 128 px make a sample of 29 KB or so."""
     folder = Folder(path)
-    pictures = [_picture(number) for number in range(PICTURES)]
+    pictures = [_picture(number, side_px) for number in range(PICTURES)]
     for shard in range(shards):
         with writing(folder, shard_name(shard), SIDECAR, {}) as writer:
             for row in range(samples_a_shard):
@@ -33,8 +33,8 @@ def tiny_shards(path: Path, shards: int, samples_a_shard: int) -> Folder:
     return folder
 
 
-def _picture(number: int) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 255, (SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
+def _picture(number: int, side_px: int) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 255, (side_px, side_px, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "jpeg")
     return out.getvalue()

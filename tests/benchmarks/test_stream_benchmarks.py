@@ -63,7 +63,7 @@ def test_stream_resume(tmp_path: Path) -> None:
 def test_stream_memory() -> None:
     found = printed("stream_memory.py", "--shards", 4, "--samples", 50, "--epochs", 3, "--workers", 1)
     assert (found["samples"], found["epochs"]) == (200, 3)
-    for way in ("in_the_process", "with_workers"):
+    for way in ("in_the_process", "with_workers", "pooled", "pooled_keep_list"):
         after = found[way]["mb_after_each_epoch"]
         assert len(after) == 3
         assert min(after) > 10
