@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, Literal, TypeVar, cast
 
 import fsspec
 from fsspec.asyn import sync
@@ -263,7 +263,7 @@ class Folder:
         try:
             if self.is_local:
                 with os.scandir(self._root) as found:
-                    yield from ((one.name, one.is_dir()) for one in found if one.is_dir() or one.is_file())
+                    yield from ((one.name, kind == "folder") for one in found if (kind := _kind(one)))
                 return
             listing = patiently(f"{self.url}: cannot be listed", lambda: self.fs.ls(self._root, detail=True))
         except FileNotFoundError:
@@ -332,3 +332,11 @@ _NO_SPACE = {
     errno.EDQUOT: "your quota on this disk is used up; free some space",
     errno.EFBIG: "no file may grow this large here (see `ulimit -f`); raise that bound",
 }
+
+
+def _kind(entry: os.DirEntry[str]) -> Literal["folder", "file", ""]:
+    """Tell what an entry of a local folder is; a loop of links counts as a file, for its reader to name."""
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else ""
+    except OSError:
+        return "file"

@@ -119,10 +119,16 @@ def test_a_torn_shard_that_was_written_anew_is_kept(own_shards: Folder) -> None:
     assert verify(own_shards).shards == 3
 
 
-def test_a_shard_that_cannot_be_opened_hides_no_other(own_shards: Folder, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", ["a folder", "a loop of links"])
+def test_a_shard_that_cannot_be_opened_hides_no_other(
+    own_shards: Folder, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
     tar = Path(own_shards.path("00001.tar"))
     tar.unlink()
-    tar.mkdir()
+    if kind == "a folder":
+        tar.mkdir()
+    else:
+        tar.symlink_to(tar.name)
     grow(own_shards, "00002")
     report = verify(own_shards)
     assert [fault.shard for fault in report.faults if fault.kind == "unreadable"] == ["00001"]
@@ -132,7 +138,10 @@ def test_a_shard_that_cannot_be_opened_hides_no_other(own_shards: Folder, caplog
         assert [line.split(";")[0] for line in repair(report)] == ["dropped the torn shard 00002"]
     assert f"{INDEX} is left as it is until these are mended: 00001" in caplog.text
     assert own_shards.exists("00001" + STATS_SUFFIX)
-    tar.rmdir()
+    if kind == "a folder":
+        tar.rmdir()
+    else:
+        tar.unlink()
     repair(verify(own_shards))
     assert verify(own_shards).ok
 
