@@ -262,6 +262,7 @@ def test_the_submitted_command_is_there_and_its_exit_code_comes_back(machine: Ma
 
 
 @pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is missing; install Debian's package prometheus")
+@pytest.mark.slow
 def test_every_panel_of_the_dashboard_shows_the_submitted_job(machine: Machine, corpus: Folder) -> None:
     write_prometheus_configuration(machine)
     assert PROMETHEUS is not None

@@ -179,6 +179,7 @@ def can_mount() -> bool:
 
 
 @pytest.mark.skipif(not can_mount(), reason="this system lets nobody mount a small disk of their own")
+@pytest.mark.slow
 def test_the_disk_is_full(planned: Path, config: IngestConfig, web: SampleWeb, mark: str, tmp_path: Path) -> None:
     """In a mount namespace of its own: a disk of 200 KB, then, with the same command, one that is large enough."""
     expected = undisturbed(planned, config, web)

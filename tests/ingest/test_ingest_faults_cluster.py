@@ -109,6 +109,7 @@ def two_nodes() -> Iterator[tuple[Cluster, Any]]:
         cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_a_node_is_killed(planned: Path, slow: IngestConfig, web: SampleWeb, two_nodes: tuple[Cluster, Any]) -> None:
     expected = undisturbed(planned, slow, web)
     cluster, other = two_nodes
@@ -124,6 +125,7 @@ def test_a_node_is_killed(planned: Path, slow: IngestConfig, web: SampleWeb, two
     assert_whole(Folder(planned), expected)
 
 
+@pytest.mark.slow
 def test_the_object_store_refuses_writes_for_a_while(
     planned: Path, slow: IngestConfig, web: SampleWeb, s3_gateway: Any
 ) -> None:
@@ -146,6 +148,7 @@ def test_the_object_store_refuses_writes_for_a_while(
     assert_whole(corpus, expected)
 
 
+@pytest.mark.slow
 def test_a_host_that_is_told_to_stop_ends_in_its_grace_period(
     planned: Path, config: IngestConfig, web: SampleWeb
 ) -> None:

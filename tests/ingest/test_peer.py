@@ -54,10 +54,10 @@ except Exception as error:
 """
 
 
-def planned(folder: Path, web: SampleWeb, name: str, kinds: list[str], limit: int = 40) -> Path:
+def planned(folder: Path, web: SampleWeb, name: str, kinds: list[str], limit: int = 40, shard: int = 40) -> Path:
     web.reset()
     rows = write_rows(folder / f"rows-{name}", web.base_urls, limit=limit, share=0.4 if kinds else 0, kinds=kinds)
-    plan(str(folder / name), PlanConfig(urls=str(rows.urls), rows_per_shard=40))
+    plan(str(folder / name), PlanConfig(urls=str(rows.urls), rows_per_shard=shard))
     return folder / name
 
 
@@ -179,7 +179,7 @@ def test_every_misbehaviour_ends_by_its_own_name(tmp_path: Path, web: SampleWeb,
 
 def test_only_what_may_pass_is_asked_again(tmp_path: Path, web: SampleWeb, config: IngestConfig) -> None:
     kinds = {"not_found": 1, "gone": 1, "noai": 1, "noimageai": 1, "redirect_loop": 1, "unavailable": 3}
-    corpus = planned(tmp_path, web, "corpus", list(kinds))
+    corpus = planned(tmp_path, web, "corpus", list(kinds), limit=60, shard=1000)  # all in one shard
     table = pq.read_table(tmp_path / "rows-corpus" / "expected.parquet")
     expected = {row["url"]: row["kind"] for row in table.to_pylist()}
     PeerWorker(str(corpus), config).run(0)

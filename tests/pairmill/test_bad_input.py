@@ -210,6 +210,7 @@ def on_small_disk(disk: Path, first: Path) -> tuple[str, ...]:
 
 
 @needs_mount
+@pytest.mark.slow
 def test_a_disk_too_small_for_a_checkpoint(tmp_path: Path, recipe: Recipe, pairmill: Run) -> None:
     disk, said = tmp_path / "disk", tmp_path / "first"
     disk.mkdir()
@@ -223,6 +224,7 @@ def test_a_disk_too_small_for_a_checkpoint(tmp_path: Path, recipe: Recipe, pairm
 
 
 @needs_mount
+@pytest.mark.slow
 def test_a_disk_too_small_for_the_final_shards(tmp_path: Path, finished: Path, undo: Undo, pairmill: Run) -> None:
     expected = {path.name: path.read_bytes() for path in (finished / FINAL).glob("*.tar")}
     undo(finished, FINAL)

@@ -28,6 +28,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3000])
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_repaired_by_option_and_made_again(finished: Path, pairmill: Pairmill) -> None:
     raw, final = finished / "raw", finished / "final"
     before = files(finished, *SAME)

@@ -193,7 +193,7 @@ def references() -> dict[Case, dict[str, Tensor]]:
     return {}
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_equals_one_process_on_the_whole_batch(
     world: int, tmp_path: Path, references: dict[Case, dict[str, Tensor]]
 ) -> None:

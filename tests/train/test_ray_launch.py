@@ -19,7 +19,6 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from infra.cluster import ClusterConfig
 from infra.config import load_toml
 from infra.errors import UserError
 from train import checkpoint
@@ -144,6 +143,7 @@ def test_a_killed_worker_costs_no_step(cluster: Cluster, node: Any, toml: Path, 
     assert logged(run) == whole
 
 
+@pytest.mark.slow
 def test_sigterm_saves_a_checkpoint_and_leaves(
     cluster: Cluster, node: Any, toml: Path, whole: list[dict[str, Any]]
 ) -> None:
@@ -164,6 +164,7 @@ def test_sigterm_saves_a_checkpoint_and_leaves(
     assert logged(run) == whole
 
 
+@pytest.mark.slow
 def test_a_mistake_that_a_worker_finds_is_not_tried_again(
     cluster: Cluster, node: Any, toml: Path, corpus: Path, tmp_path: Path
 ) -> None:
@@ -231,11 +232,13 @@ def test_world_sizes_share_the_batch(toml: Path) -> None:
         world_sizes(config, 3, 3)
 
 
+@pytest.mark.slow
 def test_more_ranks_than_room_is_named(toml: Path) -> None:
     """Where the cluster is our own and will not grow."""
-    launcher = RayLauncher(ClusterConfig(cpus=1, object_store_bytes=80 * 2**20))
-    with pytest.raises(UserError, match="--nproc: 2 processes take as many CPUs and there are 1"):
-        train(load_toml(toml, RunConfig), toml.with_suffix(""), 2, launcher)
+    command = [sys.executable, "-m", "pairmill.cli", "train", str(toml), "--launcher", "ray", "--nproc", "2"]
+    ran = subprocess.run([*command, "--cluster.cpus", "1"], capture_output=True, text=True)
+    assert ran.returncode == 2, ran.stderr
+    assert "--nproc: 2 processes take as many CPUs and there are 1" in " ".join(ran.stderr.split())
 
 
 def test_a_rank_of_torchrun_starts_no_ranks(toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:

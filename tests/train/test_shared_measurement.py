@@ -87,6 +87,7 @@ def test_each_rank_measures_its_share(tmp_path: Path, drawing: Draw, make_config
 
 
 @pytest.mark.parametrize("pictures", [1, 13])
+@pytest.mark.slow
 def test_the_log_has_the_whole_suites_measures(
     tmp_path: Path, drawing: Draw, make_config: MakeConfig, pictures: int
 ) -> None:

@@ -100,6 +100,7 @@ def test_bash_reads_the_script() -> None:
     assert text.index("#SBATCH --output") < text.index("set -u"), "Slurm reads no directive after the first command"
 
 
+@pytest.mark.slow
 def test_a_job_near_its_time_limit_saves_and_is_queued_again(
     tmp_path: Path, slurm: dict[str, str], corpus: Path
 ) -> None:

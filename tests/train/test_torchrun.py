@@ -57,6 +57,7 @@ def losses(run: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines}
 
 
+@pytest.mark.slow
 def test_a_run_is_locked_and_its_result_printed_once(tmp_path: Path, corpus: Path) -> None:
     toml, run = tmp_path / "run.toml", tmp_path / "run"
     toml.write_text(RUN.format(steps=2, folder=corpus))
@@ -74,6 +75,7 @@ def test_a_run_is_locked_and_its_result_printed_once(tmp_path: Path, corpus: Pat
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_in_another_world(tmp_path: Path, corpus: Path) -> None:
     """Two ranks are stopped; one goes on, and four: over the same batches, with the losses of two to the end."""
     toml, run, whole, steps = tmp_path / "run.toml", tmp_path / "run", tmp_path / "whole", 40

@@ -134,6 +134,7 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path: Path, whole: Path, mak
     assert train(config, run, 2) == result
 
 
+@pytest.mark.slow
 def test_signal_saves_a_checkpoint_and_leaves(tmp_path: Path, whole: Path, make_config: MakeConfig) -> None:
     """SIGTERM: a checkpoint at the step reached, exit code 1 with a line; then on to the same end."""
     config, run = make_config(checkpoint={"every": "12 steps"}), tmp_path / "run"
@@ -215,6 +216,7 @@ def test_another_world_size_sees_the_same_samples(tmp_path: Path, whole: Path, m
         assert one["loss"] == pytest.approx(two["loss"], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_torchrun_gives_the_same_run(tmp_path: Path, whole: Path, make_config: MakeConfig) -> None:
     """Under torchrun's environment each process is a rank of the same run."""
     run, script = tmp_path / "run", tmp_path / "launch.py"
