@@ -185,7 +185,8 @@ def measure(part: str, folder: str, epochs: int, first: int, batch: int) -> None
     done, begun = 0, None
     is_limit = part.endswith("limit")
     # One epoch more than is counted: workers that are done take their time along.
-    for count in PARTS[part](folder, epochs + 1, batch):
+    counts = PARTS[part](folder, epochs + 1, batch)  # held, or its workers would be gone before they are looked at
+    for count in counts:
         done += count
         if begun is None and done >= first:
             begun = (done, _cpu(not is_limit), time.monotonic())
