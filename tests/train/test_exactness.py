@@ -5,12 +5,7 @@ One set of ranks a world size goes through all cases, since starting them takes 
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import MISSING, fields
 from itertools import product
 from pathlib import Path
@@ -21,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing import start_processes
 
+from tests.train.forked import become_ranks, run_ranks
 from train.accumulate import forward_backward
 from train.config import RunConfig
 from train.gradients import clip_gradients, zero_gradients
@@ -32,7 +27,6 @@ from train.optim import OptimConfig, create_optimizer
 from train.parallel import ParallelConfig, average_buffers, parallelize, rank, world_size
 from train.state import TrainingState
 
-ROOT = Path(__file__).parents[2]
 BATCH, STEPS, SIDE, CONTEXT, VOCABULARY = 16, 5, 16, 6, 20
 CLIP_NORM = 0.5
 """Below the norms that occur, so clipping is a part of what has to be equal."""
@@ -201,7 +195,7 @@ def test_equals_one_process_on_the_whole_batch(
     if world == 1:
         found = [trained(case) for case in cases(world)]
     else:
-        run_ranks(world, tmp_path / "found")
+        run_ranks(__file__, world, str(tmp_path / "found"), PATIENCE_S)
         found = torch.load(tmp_path / "found", weights_only=True)
     wrong = []
     for number, case in enumerate(cases(world)):
@@ -227,32 +221,12 @@ def test_reference_trains_every_parameter() -> None:
     assert (after["norms"] > CLIP_NORM).all()
 
 
-def run_ranks(world: int, path: Path) -> None:
-    """Run this file, which becomes the ranks of a world; all must end well."""
-    command = [sys.executable, __file__, str(world), str(path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    try:
-        assert process.wait(timeout=PATIENCE_S) == 0
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def be_rank(number: int, world: int, port: int, path: str) -> None:
+def train_cases(path: str) -> None:
     """Go through all cases; the first rank leaves at `path` what came out."""
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    dist.init_process_group("gloo", store=store, rank=number, world_size=world)
-    states = [trained(case) for case in cases(world)]
-    if number == 0:
+    states = [trained(case) for case in cases(dist.get_world_size())]
+    if dist.get_rank() == 0:
         torch.save(states, path)
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    # Forked, ranks share the imports, which take longer than they do.
-    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    ranks = int(sys.argv[1])
-    start_processes(be_rank, (ranks, server.port, sys.argv[2]), nprocs=ranks, start_method="fork")
+    become_ranks(train_cases)

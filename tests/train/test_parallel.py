@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing import start_processes
 
 from infra.config import parse
 from infra.errors import UserError
+from tests.train.forked import become_ranks, run_ranks
 from train.config import RunConfig
 from train.model import DualEncoder, ModelConfig, TextConfig, VisionConfig, create_model
 from train.objectives import create_objective
 from train.parallel import ParallelConfig, gathered, parallelize, rank, world_size
 from train.precision import autocast
 
-ROOT = Path(__file__).parents[2]
-PATIENCE_S = 800
+PATIENCE_S, COMPILING_S = 280, 850
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
@@ -157,16 +150,9 @@ def check_groups_must_divide() -> None:
 )
 def test_over_processes(check: Callable[[], None], world: int, tmp_path: Path) -> None:
     """The check holds on every rank."""
-    command = [sys.executable, __file__, str(world), check.__name__]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment |= {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    try:
-        assert process.wait(timeout=PATIENCE_S) == 0, check.__doc__
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    compiler = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    patience_s = COMPILING_S if check is check_compiled else PATIENCE_S
+    run_ranks(__file__, world, check.__name__, patience_s, compiler)
 
 
 @pytest.mark.parametrize("option", ["shard = 2", "cpu_offload = true"])
@@ -183,16 +169,5 @@ def test_one_process_has_nothing_to_offload() -> None:
         parallelize(small_model(), fsdp(cpu_offload=True), CPU)
 
 
-def be_rank(number: int, world: int, port: int, check: str) -> None:
-    """Do one check as one rank."""
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    dist.init_process_group("gloo", store=store, rank=number, world_size=world)
-    globals()[check]()
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    ranks = int(sys.argv[1])
-    start_processes(be_rank, (ranks, server.port, sys.argv[2]), nprocs=ranks, start_method="fork")
+    become_ranks(lambda check: globals()[check]())
