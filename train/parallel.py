@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
-    FSDPModule,
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
@@ -35,7 +33,6 @@ __all__ = [
     "average_buffers",
     "chosen_device",
     "gather_states",
-    "gathered",
     "is_kept_whole",
     "mean_over_ranks",
     "parallelize",
@@ -218,21 +215,3 @@ def is_kept_whole(model: nn.Module, name: str) -> bool:
     """
     owner, _, _ = name.rpartition(".")
     return model.get_parameter(name).ndim == 0 or isinstance(model.get_submodule(owner), _BatchNorm)
-
-
-@contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """Hold all weights on every rank while the block runs: then ranks may call the model each as often as it likes.
-
-    Every rank must enter and leave it. For reading only; without FSDP it does nothing.
-    """
-    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for module in sharded:
-        module.set_reshard_after_forward(False, recurse=False)
-        module.unshard()
-    try:
-        yield
-    finally:
-        for module in sharded:
-            module.set_reshard_after_forward(module is not model, recurse=False)
-            module.reshard()

@@ -19,7 +19,7 @@ from tests.train.forked import become_ranks, run_ranks
 from train.config import RunConfig
 from train.model import DualEncoder, ModelConfig, TextConfig, VisionConfig, create_model
 from train.objectives import create_objective
-from train.parallel import ParallelConfig, gathered, parallelize, rank, world_size
+from train.parallel import ParallelConfig, parallelize, rank, world_size
 from train.precision import autocast
 
 PATIENCE_S, COMPILING_S = 280, 850
@@ -101,26 +101,6 @@ def check_bfloat16() -> None:
         assert torch.cosine_similarity(found[name].flatten(), expected[name].flatten(), dim=0) > 0.95, name
 
 
-def check_gathered() -> None:
-    """Inside `gathered` ranks encode as often as they like, afterwards they hold shards again and train on."""
-    model = small_model()
-    module = parallelize(model, fsdp(), CPU)
-    images, tokens = batch(4)
-    held = [parameter.to_local().numel() for parameter in model.parameters() if isinstance(parameter, DTensor)]
-    module(images, tokens).image.sum().backward()
-    model.eval()
-    with torch.no_grad():
-        expected = small_model().eval().encode_text(tokens)
-        with gathered(model):
-            for _ in range(1 + rank()):
-                torch.testing.assert_close(model.encode_text(tokens), expected)
-        again = [parameter.to_local().numel() for parameter in model.parameters() if isinstance(parameter, DTensor)]
-        assert again == held
-        torch.testing.assert_close(model.encode_text(tokens), expected)
-    model.train()
-    module(images, tokens).image.sum().backward()
-
-
 def check_compiled() -> None:
     """Compiled blocks give the same gradients and running statistics, recomputed, replicated or sharded."""
     expected = gradients(ParallelConfig(precision="float32"))
@@ -143,7 +123,6 @@ def check_groups_must_divide() -> None:
         (check_shards, 4),
         (check_offload, 2),
         (check_bfloat16, 2),
-        (check_gathered, 2),
         (check_groups_must_divide, 4),
         pytest.param(check_compiled, 2, marks=[pytest.mark.slow, pytest.mark.timeout(900), needs_compiler]),
     ],
