@@ -24,6 +24,9 @@ class OptimConfig(Config):
     weight_decay: float = Field(
         default=0.1, ge=0, description="decoupled decay of matrices and filters; none on the rest"
     )
+    decay_embeddings: bool = Field(
+        default=False, description="decay the tables of token and positional embeddings too, as CLIP and open_clip do"
+    )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(default=0.98, ge=0, lt=1, description="decay of the second moment")
     epsilon: float = Field(default=1e-6, gt=0, description="added to the root of the second moment")
@@ -41,9 +44,13 @@ class OptimConfig(Config):
     ema: float = Field(default=0.0, ge=0, lt=1, description="decay a step of the averaged weights; 0: none are kept")
 
 
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Tell whether a parameter is decayed: matrices and filters are; the rest and embeddings are not."""
-    return parameter.ndim >= 2 and "embedding" not in name
+def decays(name: str, parameter: nn.Parameter, embeddings: bool = False) -> bool:
+    """Tell whether a parameter is decayed: matrices and filters are, gains and biases are not.
+
+    Tables of embeddings are if `embeddings` says so: Radford et al. 2021, section 2.5, decays "all weights that are not
+    gains or biases". A class token, a vector, never is, as in open_clip.
+    """
+    return parameter.ndim >= 2 and (embeddings or "embedding" not in name)
 
 
 def create_optimizer(model: nn.Module, config: OptimConfig, *heads: nn.Module) -> torch.optim.AdamW:
@@ -51,21 +58,27 @@ def create_optimizer(model: nn.Module, config: OptimConfig, *heads: nn.Module) -
 
     `heads` are objectives with weights of their own, which are never sharded; they have two groups more.
     """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    still = [(name, parameter) for name, parameter in named if not decays(name, parameter)]
+    decayed, still = _halves(model, config)
     groups = [
-        {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in still if not is_kept_whole(model, name)], "weight_decay": 0.0},
-        {"params": [p for name, p in still if is_kept_whole(model, name)], "weight_decay": 0.0},
+        {"params": list(decayed.values()), "weight_decay": config.weight_decay},
+        {"params": [p for name, p in still.items() if not is_kept_whole(model, name)], "weight_decay": 0.0},
+        {"params": [p for name, p in still.items() if is_kept_whole(model, name)], "weight_decay": 0.0},
     ]
     for head in heads:
-        own = [(name, parameter) for name, parameter in head.named_parameters() if parameter.requires_grad]
+        own, rest = _halves(head, config)
         groups += [
-            {"params": [p for name, p in own if decays(name, p)], "weight_decay": config.weight_decay},
-            {"params": [p for name, p in own if not decays(name, p)], "weight_decay": 0.0},
+            {"params": list(own.values()), "weight_decay": config.weight_decay},
+            {"params": list(rest.values()), "weight_decay": 0.0},
         ]
     betas = (config.beta1, config.beta2)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
+
+
+def _halves(module: nn.Module, config: OptimConfig) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Return by name what is trained and decayed, and what is trained alone."""
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    decayed = {name: value for name, value in named if decays(name, value, config.decay_embeddings)}
+    return decayed, {name: value for name, value in named if name not in decayed}
 
 
 def learning_rate(config: OptimConfig, seen: int, warmup: int, total: int, decay: int = 0) -> float:

@@ -1,15 +1,20 @@
-"""The learning rate over a run, a function of samples seen."""
+"""The learning rate over a run, a function of samples seen; what is decayed."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.optim import OptimConfig, learning_rate
+from infra.config import load_toml
+from train.config import RunConfig
+from train.model import create_model
+from train.optim import OptimConfig, create_optimizer, learning_rate
 
+RECIPES = Path(__file__).parents[2] / "train" / "recipes"
 SCHEDULES = ("cosine", "constant", "wsd")
 
 
@@ -44,3 +49,26 @@ def test_the_batch_does_not_bend_it(schedule: str, batch: int) -> None:
     assert all(fine[seen] == rate for seen, rate in coarse.items())
     after = [rate for seen, rate in fine.items() if seen >= 100]
     assert after == sorted(after, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["ViT-nano", "RN-nano", "RN10-tiny", "SigLIP-nano"])
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_gains_and_biases_are_never_decayed(name: str, embeddings: bool) -> None:
+    """Every parameter is in one group; tables of embeddings are decayed if asked for."""
+    model = create_model(name, 30)
+    groups = create_optimizer(model, OptimConfig(decay_embeddings=embeddings)).param_groups
+    rate = {parameter: group["weight_decay"] for group in groups for parameter in group["params"]}
+    named = dict(model.named_parameters())
+    assert sum(len(group["params"]) for group in groups) == len(rate) == len(named)
+    decayed = {name for name, parameter in named.items() if rate[parameter]}
+    tables = {name for name in named if name.endswith(("token_embedding.weight", "positional_embedding"))}
+    assert len(tables) >= 2
+    assert decayed & tables == (tables if embeddings else set())
+    assert {name for name in named if named[name].ndim >= 2} - tables == decayed - tables
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_recipes_decay_as_their_papers_do(recipe: Path) -> None:
+    """CLIP's and DataComp's take all weights that are not gains or biases; SigLIP's matrices alone."""
+    config = load_toml(recipe, RunConfig)
+    assert config.optim.decay_embeddings == recipe.stem.startswith(("clip-", "datacomp-"))
