@@ -3,7 +3,8 @@
 Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (section 3, GradCache):
 encode without a graph, take the loss and its gradient with respect to all features, then encode again, part by
 part, and carry that gradient on into the towers. Exact for every parameter, the temperature too, since its
-gradient is carried on in the same way.
+gradient is carried on in the same way. What an objective sums over samples is differentiated while a part is encoded
+the second time, with that part's states, of which none are kept.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from train.gradients import average_gradients, exchanged
 from train.model import Features
+from train.objectives import SampleSum, read_by_call, read_by_samples
 from train.precision import autocast
 from train.state import TrainingState
 from train.statistics import MeanUpdate, put_aside
@@ -54,15 +56,24 @@ def forward_backward(state: TrainingState, images: Tensor, tokens: Tensor) -> tu
     if size and size < len(images):
         loss, numbers = _in_parts(state, list(zip(images.split(size), tokens.split(size), strict=True)), tokens)
     else:
-        loss, numbers = state.objective(_encode(state, images, tokens), tokens)
-        loss.backward()
+        loss, numbers = _at_once(state, images, tokens)
     average_gradients(state.parallel, state.objective)
     return loss.detach(), numbers
 
 
-def _encode(state: TrainingState, images: Tensor, tokens: Tensor) -> Features:
+def _encode(state: TrainingState, images: Tensor, tokens: Tensor, needs: frozenset[str]) -> Features:
     with autocast(state.dtype, state.device):
-        return state.parallel(images, tokens)
+        return state.parallel(images, tokens, needs)
+
+
+def _at_once(state: TrainingState, images: Tensor, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    features = _encode(state, images, tokens, read_by_samples(state.objective))
+    loss, numbers = state.objective(features, tokens)
+    if isinstance(state.objective, SampleSum):
+        added, more = _of_samples(state, features, tokens, state.objective.denominator(tokens))
+        loss, numbers = loss + added, numbers | more
+    loss.backward()
+    return loss, numbers
 
 
 def _in_parts(
@@ -71,22 +82,37 @@ def _in_parts(
     features, randoms = _features(state, parts)
     loss, numbers = state.objective(features, tokens)
     loss.backward()
+    denominator = state.objective.denominator(tokens) if isinstance(state.objective, SampleSum) else None
     after = RandomState.now(state.device)
     sizes = [len(images) for images, _ in parts]
     gradients = [_parts_of(field, sizes) for field in features]
     for number, (part, random) in enumerate(zip(parts, randoms, strict=True)):
         random.restore(state.device)
         with exchanged(state.parallel, now=number == len(parts) - 1), put_aside(state.model):
-            again = _encode(state, *part)
+            again = _encode(state, *part, read_by_samples(state.objective))
             # A parameter that the objective does not look at has no gradient.
             carried = [
                 (out, gradient)
                 for out, each in zip(again, gradients, strict=True)
                 if out is not None and (gradient := each[number]) is not None
             ]
-            torch.autograd.backward([out for out, _ in carried], [gradient for _, gradient in carried])
+            roots, seeds = [out for out, _ in carried], [gradient for _, gradient in carried]
+            if denominator is not None:
+                added, more = _of_samples(state, again, part[1], denominator)
+                loss = loss.detach() + added.detach()
+                numbers = numbers | {name: numbers.get(name, 0) + value for name, value in more.items()}
+                roots, seeds = [*roots, added], [*seeds, torch.ones_like(added)]
+            torch.autograd.backward(roots, seeds)
     after.restore(state.device)
     return loss, numbers
+
+
+def _of_samples(
+    state: TrainingState, features: Features, tokens: Tensor, denominator: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    assert isinstance(state.objective, SampleSum)
+    with autocast(state.dtype, state.device):
+        return state.objective.of_samples(features, tokens, denominator)
 
 
 def _features(state: TrainingState, parts: list[tuple[Tensor, Tensor]]) -> tuple[Features, list[RandomState]]:
@@ -97,7 +123,7 @@ def _features(state: TrainingState, parts: list[tuple[Tensor, Tensor]]) -> tuple
         for images, tokens in parts:
             randoms.append(RandomState.now(state.device))
             with put_aside(state.model) as updated:
-                found.append(_encode(state, images, tokens))
+                found.append(_encode(state, images, tokens, read_by_call(state.objective)))
                 statistics.add(updated, len(images) / samples)
         statistics.apply()
     return Features(*(_leaf(field) for field in zip(*found, strict=True))), randoms

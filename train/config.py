@@ -57,15 +57,26 @@ class ObjectiveConfig(Config):
 
     name: str = Field(default="clip", description="objective, by name")
     label_smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="target weight spread evenly over a row's pairs; clip"
+        default=0.0, ge=0, lt=1, description="target weight spread evenly over a row's pairs; clip, captioning"
     )
     same_text: Literal["negative", "positive"] = Field(
         default="negative",
         description="pictures of one caption in a batch: negatives, as in CLIP, or positives "
-        "(clip: they share the target)",
+        "(clip, captioning: they share the target)",
     )
     image_weight: float = Field(
-        default=0.5, ge=0, le=1, description="weight of finding an image's text; the rest: a text's image; clip"
+        default=0.5,
+        ge=0,
+        le=1,
+        description="weight of finding an image's text; the rest: a text's image; clip, captioning",
+    )
+    caption_weight: float = Field(
+        default=2.0, gt=0, description="weight of the captions' loss beside that of the pairs; captioning"
+    )
+    decoder_layers: int = Field(default=1, ge=1, description="blocks of the text decoder; captioning")
+    decoder_width: int = Field(default=512, ge=2, description="channels of the text decoder; captioning")
+    decoder_heads: int = Field(
+        default=8, ge=1, description="attention heads of the text decoder, a divisor of its width; captioning"
     )
     tile: Annotated[int, Field(ge=0)] | Literal["auto"] = knob(
         "auto",

@@ -42,12 +42,22 @@ class Features(NamedTuple):
         text: those of the texts.
         logit_scale: what a cosine is multiplied by, float32.
         logit_bias: what is added then (SigLIP), float32; None for a model without.
+        image_states: states `[B, P, W]` of patches or cells, in the towers' arithmetic; None where nobody asked.
+        text_states: states `[B, T, W]` of the tokens, normalised; T is that of the ids, or the whole context where
+            attention is not causal; None where nobody asked.
     """
 
     image: Tensor
     text: Tensor
     logit_scale: Tensor
     logit_bias: Tensor | None = None
+    image_states: Tensor | None = None
+    text_states: Tensor | None = None
+
+
+STATES = frozenset({"image_states", "text_states"})
+"""Fields of `Features` that are there for those who ask."""
+POOLED: frozenset[str] = frozenset()
 
 
 class DualEncoder(nn.Module):
@@ -117,22 +127,39 @@ class DualEncoder(nn.Module):
         Where attention is causal, columns of padding alone may be left out: the features do not change.
         Elsewhere they are put back to the whole context.
         """
+        features = self._pooled_text(*self._text_trunk(tokens))
+        return _unit(features) if normalize else features
+
+    def forward(self, images: Tensor, tokens: Tensor, needs: frozenset[str] = POOLED) -> Features:
+        """Encode pairs: images `[B, 3, H, W]` and token ids `[B, L]` to unit `Features`.
+
+        Those of `STATES` that are in `needs` are there too, and the rest of `needs` is not looked at.
+        """
+        image_states = text_states = None
+        if "image_states" in needs:
+            grid = self.visual.trunk(images)
+            image, image_states = _unit(self.visual.pooled(grid)), self.visual.states(grid)
+        else:
+            image = self.encode_image(images, normalize=True)
+        if "text_states" in needs:
+            x, end = self._text_trunk(tokens)
+            text, text_states = _unit(self._pooled_text(x, end)), self.ln_final(x)
+        else:
+            text = self.encode_text(tokens, normalize=True)
+        return Features(image, text, self.logit_scale.exp(), self.logit_bias, image_states, text_states)
+
+    def _text_trunk(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return all positions `[B, T, W]`, not yet normalised, and which of them is pooled `[B]`."""
         text = self.config.text
         if not text.causal or text.pool == "last":
             tokens = F.pad(tokens, (0, self.context_length - tokens.shape[1]))
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        x = self.transformer(x)
         end = torch.full_like(tokens[:, 0], -1) if text.pool == "last" else tokens.argmax(dim=-1)
-        x = self.ln_final(x[torch.arange(len(x), device=x.device), end]) @ self.text_projection
-        if self.text_projection_bias is not None:
-            x = x + self.text_projection_bias
-        return _unit(x) if normalize else x
+        return self.transformer(x), end
 
-    def forward(self, images: Tensor, tokens: Tensor) -> Features:
-        """Encode pairs: images `[B, 3, H, W]` and token ids `[B, L]` to unit `Features`."""
-        image = self.encode_image(images, normalize=True)
-        text = self.encode_text(tokens, normalize=True)
-        return Features(image, text, self.logit_scale.exp(), self.logit_bias)
+    def _pooled_text(self, x: Tensor, end: Tensor) -> Tensor:
+        x = self.ln_final(x[torch.arange(len(x), device=x.device), end]) @ self.text_projection
+        return x if self.text_projection_bias is None else x + self.text_projection_bias
 
 
 def create_model(

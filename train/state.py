@@ -17,7 +17,7 @@ from train.config import RunConfig
 from train.data import PairReader
 from train.length import in_samples
 from train.model import DualEncoder, create_model
-from train.objectives import Objective, check_needs, create_objective
+from train.objectives import Objective, OwnWeights, check_needs, create_objective
 from train.optim import WeightAverage, create_optimizer
 from train.parallel import chosen_device, gather_states, parallelize, rank, world_size
 from train.precision import chosen
@@ -102,8 +102,12 @@ class TrainingState:
 
     def targets(self, meta: checkpoint.Meta, source: str) -> dict[str, Tensor]:
         """Return the tensors to read a checkpoint into. Raises UserError if it is another model's."""
-        here = self.model.state_dict()
-        check_same({plain(name): list(value.shape) for name, value in here.items()}, meta.shapes("model"), source)
+        here = {plain(name): list(value.shape) for name, value in self.model.state_dict().items()}
+        if isinstance(self.objective, nn.Module):
+            own = self.objective.state_dict()
+            here |= {f"objective.{plain(name)}": list(value.shape) for name, value in own.items()}
+        there = {f"objective.{name}": shape for name, shape in meta.shapes("objective").items()}
+        check_same(here, meta.shapes("model") | there, source)
         parameters = dict(self._trained())
         for name, shape in meta.shapes("optimizer").items():
             owner, _, entry = name.rpartition(".")
@@ -135,8 +139,11 @@ class TrainingState:
             torch.cuda.set_rng_state(self._random["random_cuda"][rank()].clone(), self.device)
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
-        modules = [self.model, *([self.objective] if isinstance(self.objective, nn.Module) else [])]
-        return [(plain(name), value) for module in modules for name, value in module.named_parameters()]
+        named = [(plain(name), value) for name, value in self.model.named_parameters()]
+        if isinstance(self.objective, nn.Module):
+            # Both may have a `token_embedding`.
+            named += [(f"objective.{plain(name)}", value) for name, value in self.objective.named_parameters()]
+        return named
 
     def parameters(self) -> list[nn.Parameter]:
         """Return all that is trained: the model's parameters, and the objective's if it has any."""
@@ -175,6 +182,8 @@ def build(config: RunConfig, run: str | Path) -> TrainingState:
     check_groups(model, config.parallel.micro_batch, config.data.global_batch_size // world_size())
     objective = create_objective(**config.objective.model_dump())
     check_needs(config.objective.name, objective, config.model)
+    if isinstance(objective, OwnWeights):
+        objective.build(model)
     heads = [objective.to(device)] if isinstance(objective, nn.Module) else []
     parallel = parallelize(model, config.parallel, device, dtype)
     torch.manual_seed(config.data.seed + rank())  # from here on each rank draws for other samples

@@ -22,7 +22,8 @@ from train.accumulate import forward_backward
 from train.config import RunConfig
 from train.gradients import clip_gradients, zero_gradients
 from train.model import DualEncoder, Features, ModelConfig, TextConfig, VisionConfig, ViTConfig, create_model
-from train.objectives import create_objective
+from train.objectives import Objective, create_objective
+from train.objectives.captioning import CaptioningObjective
 from train.optim import OptimConfig, create_optimizer
 from train.parallel import ParallelConfig, average_buffers, parallelize, rank, world_size
 from train.state import TrainingState
@@ -49,11 +50,13 @@ OTHER_MODELS = {
         text=TextConfig(context=CONTEXT, width=8, layers=1, heads=2, causal=False, pool="last", projection_bias=True),
     ),
 }
+OTHER_MODELS["without bias"] = OTHER_MODELS["siglip"].model_copy(update={"logit_bias": None})
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "clip": {"name": "clip", "label_smoothing": 0.1},
     "tiles": {"name": "clip", "tile": 3},
     "same text": {"name": "clip", "same_text": "positive"},
 }
+CAPTIONING: dict[str, Any] = {"name": "captioning", "decoder_layers": 2, "decoder_width": 8, "decoder_heads": 2}
 SIGMOID: dict[str, dict[str, Any]] = {"siglip": {"name": "siglip", "tile": 3}}
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -78,6 +81,8 @@ class Case(NamedTuple):
 class Headed(nn.Module):
     """An objective with parameters of its own: CLIP's loss behind a linear head."""
 
+    needs: frozenset[str] = frozenset()
+
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(8, 8)
@@ -91,6 +96,24 @@ class Headed(nn.Module):
     def constrain(self, model: DualEncoder) -> None:
         """As CLIP's."""
         self.clip.constrain(model)
+
+
+class StateReader:
+    """An objective whose call reads states: CLIP's loss on the mean of all tokens and of all cells."""
+
+    needs = frozenset({"text_states", "image_states"})
+
+    def __call__(self, features: Features, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Rank pairs by these means, added to the pooled features."""
+        assert features.image_states is not None
+        assert features.text_states is not None
+        image = nn.functional.normalize(features.image + features.image_states.mean(1), dim=1)
+        text = nn.functional.normalize(features.text + features.text_states.mean(1), dim=1)
+        return create_objective("clip")(features._replace(image=image, text=text), tokens)
+
+    def constrain(self, model: DualEncoder) -> None:
+        """As CLIP's."""
+        create_objective("clip").constrain(model)
 
 
 def cases(world: int) -> Iterator[Case]:
@@ -111,6 +134,11 @@ def cases(world: int) -> Iterator[Case]:
     for objective in (*OBJECTIVES, "headed"):
         for placement in placements[-1:] if world == 4 else placements:
             yield Case(objective=objective, optimizer="adamw", parallel=_options(placement, micro_batch=2))
+    for placement in placements:
+        for model, micro in (("resnet", 2), ("vit", 2), ("without bias", 2), ("vit", 0)):
+            yield Case(model, "captioning", parallel=_options(placement, micro_batch=micro))
+        yield Case("vit", "states", parallel=_options(placement, micro_batch=2))
+    yield Case("vit", "captioning", "adamw", parallel=_options(placements[-1], micro_batch=2))
     for placement in placements:
         yield Case("vit", parallel=_options(placement, micro_batch=2, checkpoint_activations=True))
         yield Case("vit", "tiles", dtype=torch.float32, parallel=_options(placement, micro_batch=2))
@@ -133,6 +161,8 @@ def trained(case: Case) -> dict[str, Tensor]:
         tokens = torch.randint(1, VOCABULARY - 1, (BATCH, CONTEXT), generator=draws)
         tokens[1::4] = tokens[0].clone()
         tokens[:, -1] = VOCABULARY - 1
+        # Texts of other lengths, unevenly over ranks and micro batches.
+        tokens[3::5, 2], tokens[3::5, 3:] = VOCABULARY - 1, 0
         forward_backward(state, images[mine], tokens[mine])
         norms.append(clip_gradients(state.parameters(), CLIP_NORM))
         state.optimizer.step()
@@ -149,11 +179,7 @@ def new_state(case: Case) -> TrainingState:
     """A run without data, at its beginning."""
     torch.manual_seed(3)
     model = create_model((MODELS | OTHER_MODELS)[case.model], VOCABULARY).to(case.dtype)
-    objective = (
-        Headed().to(case.dtype)
-        if case.objective == "headed"
-        else create_objective(**(OBJECTIVES | SIGMOID)[case.objective])
-    )
+    objective = new_objective(case, model)
     parallel, device = ParallelConfig(precision="float32", **dict(case.parallel)), torch.device("cpu")
     module = parallelize(model, parallel, device)
     own = objective.parameters() if isinstance(objective, nn.Module) else []
@@ -165,6 +191,19 @@ def new_state(case: Case) -> TrainingState:
     parts: dict[str, Any] = dict.fromkeys(field.name for field in fields(TrainingState) if field.default is MISSING)
     parts |= {"config": RunConfig(parallel=parallel), "model": model, "parallel": module, "objective": objective}
     return TrainingState(**parts | {"optimizer": optimizer, "dtype": torch.float32, "device": device})
+
+
+def new_objective(case: Case, model: DualEncoder) -> Objective:
+    """The case's objective; its own weights, if it has any, are drawn."""
+    if case.objective == "headed":
+        return Headed().to(case.dtype)
+    if case.objective == "states":
+        return StateReader()
+    objective = create_objective(**(OBJECTIVES | SIGMOID | {"captioning": CAPTIONING})[case.objective])
+    if isinstance(objective, CaptioningObjective):
+        objective.build(model)
+        objective.to(case.dtype)
+    return objective
 
 
 def whole(value: Tensor) -> Tensor:
@@ -212,11 +251,15 @@ def test_equals_one_process_on_the_whole_batch(
     assert not wrong, "\n".join(wrong)
 
 
-def test_reference_trains_every_parameter() -> None:
+@pytest.mark.parametrize("case", [Case(), Case("vit", "captioning")], ids=str)
+def test_reference_trains_every_parameter(case: Case) -> None:
     """Each parameter moves, the temperature too, and clipping takes part: else equality would say little."""
-    before = {name: value.clone() for name, value in new_state(Case()).model.state_dict().items()}
-    after = trained(Case())
-    still = [name for name, value in before.items() if torch.equal(after[f"model.{name}"], value)]
+    state = new_state(case)
+    before = {f"model.{name}": value.clone() for name, value in state.model.state_dict().items()}
+    if isinstance(state.objective, nn.Module):
+        before |= {f"objective.{name}": value.clone() for name, value in state.objective.state_dict().items()}
+    after = trained(case)
+    still = [name for name, value in before.items() if torch.equal(after[name], value)]
     assert [name for name in still if "num_batches_tracked" not in name] == []
     assert (after["norms"] > CLIP_NORM).all()
 

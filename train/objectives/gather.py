@@ -63,6 +63,14 @@ def reduce_logsumexp(partial: Tensor) -> Tensor:
     return summed.log_().add_(highest)
 
 
+def mean_count(count: Tensor) -> Tensor:
+    """Return the mean over ranks of a count, float64: a sum of this rank's over it is the rank's share of a mean."""
+    total = count.double()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total / world_size()
+
+
 def caption_numbers(tokens: Tensor) -> Tensor:
     """Number the different texts of the whole batch: token ids `[B, L]` of this rank to `[world * B]`.
 

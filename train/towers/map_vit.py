@@ -89,9 +89,26 @@ class MapVisionTransformer(nn.Module):
         self.transformer.init_weights(shrinking=False)
         self.attn_pool.init_weights()
 
+    @property
+    def state_width(self) -> int:
+        """W of `states`."""
+        return self.positional_embedding.shape[1]
+
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images `[B, 3, S, S]` to features `[B, width]`, not yet of unit length."""
+        return self.pooled(self.trunk(images))
+
+    def trunk(self, images: Tensor) -> Tensor:
+        """Map normalised images to patches `[B, P, W]`."""
         patches = self.conv1(images).flatten(2).transpose(1, 2) + self.positional_embedding
         if self.training and self.patch_dropout:
             patches = kept_patches(patches, self.patch_dropout)
-        return self.attn_pool(self.ln_post(self.transformer(patches)))
+        return self.ln_post(self.transformer(patches))
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Map what `trunk` gives to features `[B, W]`."""
+        return self.attn_pool(x)
+
+    def states(self, x: Tensor) -> Tensor:
+        """Return what `trunk` gives: the states `[B, P, W]` of the patches that were kept."""
+        return x

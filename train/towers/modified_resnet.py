@@ -139,11 +139,28 @@ class ModifiedResNet(nn.Module):
             assert isinstance(block, Bottleneck)
             nn.init.zeros_(block.bn3.weight)
 
+    @property
+    def state_width(self) -> int:
+        """W of `states`."""
+        return self.attnpool.k_proj.in_features
+
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images `[B, 3, S, S]` to features `[B, D]`, not yet of unit length."""
+        return self.pooled(self.trunk(images))
+
+    def trunk(self, images: Tensor) -> Tensor:
+        """Map normalised images to the last stage's grid `[B, W, S / 32, S / 32]`."""
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
         x = self.avgpool(F.relu(self.bn3(self.conv3(x)), inplace=True))
         for stage in range(1, self.stages + 1):
             x = self.get_submodule(f"layer{stage}")(x)
+        return x
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Map what `trunk` gives to features `[B, D]`."""
         return self.attnpool(x)
+
+    def states(self, x: Tensor) -> Tensor:
+        """Map what `trunk` gives to the states `[B, P, W]` of its cells, row by row."""
+        return x.flatten(2).transpose(1, 2)

@@ -97,9 +97,26 @@ class ResidualTower(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.proj, std=self.proj.shape[0] ** -0.5)
 
+    @property
+    def state_width(self) -> int:
+        """W of `states`."""
+        return self.bn_pool.num_features
+
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images `[B, 3, H, W]` to features `[B, D]`, not yet of unit length."""
+        return self.pooled(self.trunk(images))
+
+    def trunk(self, images: Tensor) -> Tensor:
+        """Map normalised images to the last stage's grid `[B, W, rows, columns]`."""
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         for stage in range(1, self.stages + 1):
             x = self.get_submodule(f"layer{stage}")(x)
+        return x
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Map what `trunk` gives to features `[B, D]`."""
         return self.bn_pool(self.pool(x)).flatten(1) @ self.proj
+
+    def states(self, x: Tensor) -> Tensor:
+        """Map what `trunk` gives to the states `[B, P, W]` of its cells, row by row."""
+        return x.flatten(2).transpose(1, 2)

@@ -124,7 +124,7 @@ class Transformer(nn.Module):
         for block in self.resblocks.children():
             assert isinstance(block, ResidualAttentionBlock)
             if shrinking:
-                _draw_shrinking(block, len(self.resblocks))
+                draw_shrinking(block, len(self.resblocks))
             else:
                 nn.init.xavier_uniform_(block.attn.in_proj_weight)
             nn.init.zeros_(block.attn.in_proj_bias)
@@ -135,7 +135,8 @@ class Transformer(nn.Module):
         return self.resblocks(x)
 
 
-def _draw_shrinking(block: ResidualAttentionBlock, layers: int) -> None:
+def draw_shrinking(block: ResidualAttentionBlock, layers: int) -> None:
+    """Draw a block's weights as OpenAI's text tower of so many `layers` does; biases are left."""
     width = block.attn.out_proj.in_features
     branch = width**-0.5 * (2 * layers) ** -0.5
     nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)

@@ -62,15 +62,31 @@ class VisionTransformer(nn.Module):
         for table in (self.class_embedding, self.positional_embedding, self.proj):
             nn.init.normal_(table, std=self.proj.shape[0] ** -0.5)
 
+    @property
+    def state_width(self) -> int:
+        """W of `states`."""
+        return self.proj.shape[0]
+
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images `[B, 3, S, S]` to features `[B, D]`, not yet of unit length."""
+        return self.pooled(self.trunk(images))
+
+    def trunk(self, images: Tensor) -> Tensor:
+        """Map normalised images to all positions `[B, 1 + P, W]`, the class token first."""
         patches = self.conv1(images).flatten(2).transpose(1, 2) + self.positional_embedding[1:]
         if self.training and self.patch_dropout:
             patches = kept_patches(patches, self.patch_dropout)
         first = (self.class_embedding + self.positional_embedding[0]).to(patches.dtype)
         x = torch.cat([first.expand(len(patches), 1, -1), patches], dim=1)
-        x = self.transformer(self.ln_pre(x))
+        return self.transformer(self.ln_pre(x))
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Map what `trunk` gives to features `[B, D]`."""
         return self.ln_post(x[:, 0]) @ self.proj
+
+    def states(self, x: Tensor) -> Tensor:
+        """Map what `trunk` gives to the states `[B, P, W]` of the patches that were kept."""
+        return self.ln_post(x[:, 1:])
 
 
 def kept_patches(patches: Tensor, dropout: float) -> Tensor:
