@@ -1,12 +1,12 @@
 """How long does the training loop stand still for a checkpoint?
 
-A model of ViT-B/16's size (150 million parameters and AdamW's two moments in float32, 1.8 GB) is trained for some
+ViT-B/16 with CLIP's vocabulary (150 million parameters and AdamW's two moments in float32, 1.8 GB) is trained for some
 steps on tiny shards, with a checkpoint after each: first asynchronously, then with the loop waiting for the disk. The
 pause is what `Saver.save` and the wait in `optimizer.step` take together; the first asynchronous one also fills new
 buffers. Beside it: one copy of as many bytes by one thread, which is the least that a copy could take, and what a step
 takes alone and while a checkpoint is copied and written. Prints one JSON object; ratios above 1 are good.
 
-    python benchmarks/checkpoint_pause.py [--width 1024] [--layers 12] [--checkpoints 4] [--folder DIR]
+    python benchmarks/checkpoint_pause.py [--model ViT-B-16] [--batch 2] [--checkpoints 4] [--folder DIR]
 """
 
 from __future__ import annotations
@@ -22,25 +22,24 @@ from typing import Any
 import torch
 
 LIMIT_S = 1.0
-VOCABULARY = 320
 
 
-def prepared(folder: Path, width: int, layers: int, asynchronous: bool) -> Any:
+def prepared(folder: Path, model: str, batch: int, asynchronous: bool) -> Any:
     """Return a run at its beginning, in `folder`."""
     from infra.config import parse
     from train.config import RunConfig
     from train.launch import prepare
+    from train.models import sizes_of
     from train.state import build
+
+    sizes = sizes_of(model)
+    side = getattr(sizes.vit or sizes.resnet, "image_size", 64)
 
     raw = {
         "length": "1000 steps",
-        "data": {"folder": str(folder / "corpus"), "global_batch_size": 8, "image_size": 16},
-        "tokenizer": {"vocabulary": VOCABULARY},
-        "model": {
-            "embed_dim": 64,
-            "vision": {"widths": [8], "depths": [1]},
-            "text": {"context": 8, "width": width, "layers": layers, "heads": width // 64},
-        },
+        "data": {"folder": str(folder / "corpus"), "global_batch_size": batch, "image_size": side},
+        "tokenizer": {"kind": "clip"},
+        "model": {"name": model},
         "parallel": {"precision": "float32"},
         "checkpoint": {"keep": 1, "asynchronous": asynchronous},
     }
@@ -50,12 +49,12 @@ def prepared(folder: Path, width: int, layers: int, asynchronous: bool) -> Any:
     return build(config, run), run
 
 
-def measured(folder: Path, width: int, layers: int, checkpoints: int, asynchronous: bool) -> dict[str, Any]:
+def measured(folder: Path, model: str, batch: int, checkpoints: int, asynchronous: bool) -> dict[str, Any]:
     """Train with a checkpoint after each step; return the pauses and the times of steps, in seconds."""
     from train.checkpoint import Saver
     from train.loop import train_step
 
-    state, run = prepared(folder, width, layers, asynchronous)
+    state, run = prepared(folder, model, batch, asynchronous)
     batches = iter(state.data)
     alone, beside, pauses, written = [], [], [], []
     with Saver(state, run) as saver:
@@ -90,8 +89,8 @@ def _seconds(act: Any) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=1024, help="of the text tower, a multiple of 64")
-    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--model", default="ViT-B-16", help="a name that create_model knows")
+    parser.add_argument("--batch", type=int, default=2, help="samples of a step: the fewer, the less time to copy in")
     parser.add_argument("--checkpoints", type=int, default=4)
     parser.add_argument("--folder", type=Path, help="where checkpoints go; a temporary one by default")
     given = parser.parse_args()
@@ -100,11 +99,13 @@ def main() -> None:
 
         tiny_shards(Path(name) / "corpus", 2, 40)
         ours, waits = (
-            measured(Path(name), given.width, given.layers, given.checkpoints, kind) for kind in (True, False)
+            measured(Path(name), given.model, given.batch, given.checkpoints, kind) for kind in (True, False)
         )
     least = copy_s(ours["bytes"])
     pause, waited = statistics.median(ours["pause_s"][1:] or ours["pause_s"]), statistics.median(waits["pause_s"])
     result = {
+        "model": given.model,
+        "batch": given.batch,
         "parameters": ours["parameters"],
         "bytes": ours["bytes"],
         "first_pause_s": round(ours["pause_s"][0], 3),

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_checkpoint_pause(tmp_path: Path) -> None:
-    small = ["--width", "64", "--layers", "1", "--checkpoints", "2", "--folder", str(tmp_path)]
+    small = ["--model", "ViT-nano", "--checkpoints", "2", "--folder", str(tmp_path)]
     command = [sys.executable, str(ROOT / "benchmarks" / "checkpoint_pause.py"), *small]
     env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     ran = subprocess.run(command, capture_output=True, text=True, env=env)

@@ -29,9 +29,10 @@ def printed(script: str, *options: object) -> dict[str, Any]:
 def test_loss_memory(name: str) -> None:
     """Both sides compute the same loss, and the whole matrix is in the memory of one of them alone."""
     rows, matrix = 4096, 4 * 4096**2
-    sizes = ("--rows", rows, "--whole-rows", rows, "--width", 16, "--tile", 256)
+    sizes = ("--rows", rows, "--width", 16, "--tile", 256)
     found = printed("loss_memory.py", *sizes, "--threads", 1, "--repeats", 1, "--objectives", name)[name]
-    tiled, whole = found["tiled"], found["whole_small"]
+    tiled, whole = found["tiled"], found["whole"]
+    assert not found["extrapolated"]
     assert tiled["loss"] == pytest.approx(whole["loss"], rel=1e-4)
     assert 0 < tiled["bytes"] < matrix / 2 < matrix < whole["bytes"] == found["whole_bytes"]
     assert found["memory_share"] == pytest.approx(tiled["bytes"] / whole["bytes"])
