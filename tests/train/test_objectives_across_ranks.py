@@ -43,6 +43,8 @@ def measured(case: str) -> list[Tensor]:
     tokens = torch.randint(0, 9, (BATCH, 2), generator=generator) // 3
     local = BATCH // world_size()
     mine = slice(rank() * local, (rank() + 1) * local)
+    # A rank's batch is as wide as its longest text.
+    tokens = F.pad(tokens, (0, rank()))
     inputs = [F.normalize(image, dim=1)[mine], F.normalize(image + text, dim=1)[mine]]
     inputs += [torch.tensor(3000.0 if case == FAR_APART else 20.0), torch.tensor(-4.0)]
     inputs = [value.double().requires_grad_() for value in inputs]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from train.model import DualEncoder, Features
-from train.objectives.gather import caption_numbers, every_rank, gather_rows
+from train.objectives.gather import caption_numbers, every_text, gather_rows
 from train.objectives.logsumexp import tiled_logsumexp
 from train.objectives.tiles import TileSide, full_precision, tile_side, widened
 from train.parallel import rank, world_size
@@ -103,7 +103,9 @@ class ClipObjective:
 
 def _shared_targets(tokens: Tensor, dtype: torch.dtype) -> Tensor:
     """Share each row's target among the texts equal to its own: `[B, world * B]`, rows summing to 1."""
-    same = (tokens[:, None] == every_rank(tokens)[None]).all(dim=2).to(dtype)
+    texts = every_text(tokens)
+    own = texts[rank() * len(tokens) :][: len(tokens)]
+    same = (own[:, None] == texts[None]).all(dim=2).to(dtype)
     return same / same.sum(dim=1, keepdim=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 
 from train.parallel import world_size
 
@@ -71,9 +72,19 @@ def mean_count(count: Tensor) -> Tensor:
     return total / world_size()
 
 
+def every_text(tokens: Tensor) -> Tensor:
+    """Map this rank's token ids `[B, L]` to those of all ranks `[world * B, widest L]`, padded with 0 as they are."""
+    if world_size() == 1:
+        return tokens
+    # A rank's batch is as wide as its longest text.
+    widest = torch.tensor(tokens.shape[1], device=tokens.device)
+    dist.all_reduce(widest, dist.ReduceOp.MAX)
+    return every_rank(F.pad(tokens, (0, int(widest) - tokens.shape[1])))
+
+
 def caption_numbers(tokens: Tensor) -> Tensor:
     """Number the different texts of the whole batch: token ids `[B, L]` of this rank to `[world * B]`.
 
     Equal texts get equal numbers, from 0 on, the same on every rank.
     """
-    return torch.unique(every_rank(tokens), dim=0, return_inverse=True)[1]
+    return torch.unique(every_text(tokens), dim=0, return_inverse=True)[1]
