@@ -25,6 +25,7 @@ from infra.lock import LOCK_NAME, exclusive
 from infra.storage import Folder
 from train.config import RunConfig
 from train.data import captions, open_stream
+from train.evaluate.suite import check_suite
 from train.model import check_image_size, create_model
 from train.models import sizes_of
 from train.objectives import check_needs, create_objective
@@ -91,6 +92,7 @@ def prepare(config: RunConfig, run: Path, world_size: int) -> dict[str, Any] | N
     """
     folder = Folder(run)
     _check_is_a_run(folder)
+    before = None
     if folder.exists(CONFIG_NAME):
         before = parse(folder.read_json(CONFIG_NAME), RunConfig, source=folder.path(CONFIG_NAME))
         changed = differences(essence(before), essence(config))
@@ -103,6 +105,10 @@ def prepare(config: RunConfig, run: Path, world_size: int) -> dict[str, Any] | N
     open_stream(config.data, 0, world_size).check_workers(config.data.workers)
     check_groups(config, world_size)
     check_needs(config.objective.name, create_objective(**config.objective.model_dump()), config.model)
+    suite = config.evaluate.suite
+    if suite:
+        # Its pictures were all decoded at the run's first start.
+        check_suite(suite, decode=before is None or before.evaluate.suite != suite)
     if not folder.exists(TOKENIZER_NAME):
         create_tokenizer(config.tokenizer, captions(config.data.folder, config.data.caption_limit)).save(folder)
     _check_sides(config)
