@@ -188,7 +188,7 @@ def test_run_goes_on_with_another_suite_and_pace(tmp_path: Path, suite: Path, ma
     assert prepare(make_config(), run, 1) is None
     # What has been looked at is not decoded again at each start, and what is new is.
     write_suite(str(tmp_path / "other"), [{"key": "0", "png": b"none", "cls": 0}], NAMES, TEMPLATES)
-    with pytest.raises(UserError, match="0.png is not a picture"):
+    with pytest.raises(UserError, match=r"0\.png is not a picture"):
         prepare(make_config(evaluate={"suite": str(tmp_path / "other")}), run, 1)
 
 
