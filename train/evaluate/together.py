@@ -1,4 +1,4 @@
-"""Measures a model while it is trained: every rank reads and encodes its share of a suite and ranks its share of rows."""
+"""Measures a model while it is trained: every rank reads and encodes its share of a suite, and ranks its rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from train.parallel import mean_over_ranks, rank, world_size
 from train.state import TrainingState
 from train.tokenizer import load_tokenizer
 
-ItemT, ResultT = TypeVar("ItemT"), TypeVar("ResultT")
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 
 def measure_together(state: TrainingState, run: Path) -> dict[str, float]:
