@@ -25,7 +25,8 @@ HOLDER = (
 WITHOUT_LOCKS = """
 import ctypes, struct, sys
 # A kernel filter (seccomp) that lets `flock` (73 on x86-64, 32 on arm64) end with an error, as a mount without locks.
-code = [(0x20, 0, 0, 0), (0x15, 0, 1, int(sys.argv[2])), (0x06, 0, 0, 0x50000 | int(sys.argv[3])), (0x06, 0, 0, 0x7FFF0000)]
+number, error = map(int, sys.argv[2:])
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50000 | error), (0x06, 0, 0, 0x7FFF0000)]
 program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in code))
 class Filter(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_void_p)]
