@@ -25,6 +25,7 @@ from infra.lock import LOCK_NAME, exclusive
 from infra.storage import Folder
 from train.config import RunConfig
 from train.data import captions, open_stream
+from train.environment import told
 from train.evaluate.suite import check_suite
 from train.model import check_image_size, create_model
 from train.models import sizes_of
@@ -69,10 +70,11 @@ def train(config: RunConfig, run: str | Path, nproc: int = 1, launcher: Launcher
         KeyboardInterrupt: Ctrl-C, after a checkpoint has been written.
     """
     run = Path(run)
-    if "WORLD_SIZE" in os.environ:
+    place = told()
+    if place is not None:
         if launcher is not on_this_machine:
             raise UserError("--launcher ray: this process is a rank of torchrun's already; start it without torchrun")
-        return _as_rank(config, run)
+        return _as_rank(config, run, place.world_size)
     if nproc < 1:
         raise UserError(f"nproc: {nproc} processes; start at least 1")
     _check_is_a_run(Folder(run))
@@ -143,16 +145,17 @@ def _check_sides(config: RunConfig) -> None:
 
 def leads() -> bool:
     """Tell whether this process speaks for the run: under torchrun rank 0 does, without it the launcher."""
-    return "WORLD_SIZE" not in os.environ or int(os.environ["RANK"]) == 0
+    place = told()
+    return place is None or place.rank == 0
 
 
-def _as_rank(config: RunConfig, run: Path) -> dict[str, Any]:
+def _as_rank(config: RunConfig, run: Path, world_size: int) -> dict[str, Any]:
     """Be one rank of torchrun's; rank 0 holds the run's folder for all of them."""
     if not leads():
         return _trained(_prepared(config, run) or run_rank(config, run), run)
     _check_is_a_run(Folder(run))
     with exclusive(Folder(run)):
-        return _trained(prepare(config, run, int(os.environ["WORLD_SIZE"])) or run_rank(config, run), run)
+        return _trained(prepare(config, run, world_size) or run_rank(config, run), run)
 
 
 def _trained(result: dict[str, Any] | None, run: Path) -> dict[str, Any]:
