@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -13,10 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from infra.errors import UserError
+from infra.errors import RunError, UserError
 from infra.storage import Folder, full_disk_is_named
 
 LOCK_NAME = ".lock"
+NO_FILE_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What `flock` says on a file system that has no locks: some mounts of NFS, Lustre and FUSE."""
 LEASE_S = 60.0
 """An object-store lock whose holder has not renewed it for this many seconds belongs to nobody."""
 
@@ -26,17 +29,20 @@ def exclusive(folder: Folder) -> Iterator[None]:
     """Hold `folder` for this process while the block runs.
 
     Locally the operating system's file lock, which a killed process gives back at once. On an object store a
-    lease in an object, renewed while the block runs; a killed holder's lease ends after `LEASE_S`.
+    lease in an object, renewed while the block runs; a killed holder's lease ends after `LEASE_S`. So too on a
+    local file system that has no locks.
 
     Raises:
         UserError: another process holds it; the message names that process and host.
     """
     if folder.is_local:
-        with _file_lock(folder):
-            yield
-    else:
-        with _lease(folder):
-            yield
+        with _opened(Path(folder.path(LOCK_NAME))) as stream:
+            if _is_locked(folder, stream):
+                with _signed(folder, stream):
+                    yield
+                return
+    with _lease(folder):
+        yield
 
 
 def _owner() -> dict[str, Any]:
@@ -48,20 +54,29 @@ def _busy(folder: Folder, owner: dict[str, Any], mend: str) -> UserError:
     return UserError(f"{folder.url}: {who} is already working on this folder; {mend}")
 
 
+def _is_locked(folder: Folder, stream: IO[bytes]) -> bool:
+    """Take the file's lock; False where the file system has none."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.seek(0)
+        raise _busy(folder, _parsed(stream.read().decode()), "wait for it to end, or stop it") from None
+    except OSError as error:
+        if error.errno in NO_FILE_LOCKS:
+            return False
+        raise RunError(f"{folder.path(LOCK_NAME)}: cannot be locked ({error.strerror})") from None
+    return True
+
+
 @contextmanager
-def _file_lock(folder: Folder) -> Iterator[None]:
-    with _opened(Path(folder.path(LOCK_NAME))) as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            raise _busy(folder, _parsed(stream.read().decode()), "wait for it to end, or stop it") from None
-        with full_disk_is_named(folder.path(LOCK_NAME)):
-            _rewrite(stream, json.dumps(_owner()))
-        try:
-            yield
-        finally:
-            _rewrite(stream, "")
+def _signed(folder: Folder, stream: IO[bytes]) -> Iterator[None]:
+    """Have the lock's file say who holds it while the block runs."""
+    with full_disk_is_named(folder.path(LOCK_NAME)):
+        _rewrite(stream, json.dumps(_owner()))
+    try:
+        yield
+    finally:
+        _rewrite(stream, "")
 
 
 def _opened(path: Path) -> IO[bytes]:

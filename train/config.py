@@ -114,8 +114,8 @@ class LogConfig(Config):
 class EvaluateConfig(Config):
     """Measurements while training: zero-shot, and retrieval where the suite has captions."""
 
-    suite: str = Field(default="", description="suite folder measured during training; empty: none")
-    every: Length = Field(default="20%", description="distance between measurements, a length")
+    suite: str = knob("", "suite folder measured during training; empty: none")
+    every: Length = knob("20%", "distance between measurements, a length")
 
 
 class RunConfig(Config):

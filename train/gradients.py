@@ -16,14 +16,11 @@ from train.collectives import average
 
 @contextmanager
 def exchanged(module: nn.Module, now: bool) -> Iterator[None]:
-    """Let backward passes in the block exchange gradients between ranks, or only add them up for later."""
-    if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(now)
-        try:
-            yield
-        finally:
-            module.set_requires_gradient_sync(True)
-    elif isinstance(module, DistributedDataParallel) and not now:
+    """Let backward passes in the block exchange gradients between ranks, or only add them up for later.
+
+    FSDP exchanges them each time, and adds up shards: to add up before would take whole gradients on every rank.
+    """
+    if isinstance(module, DistributedDataParallel) and not now:
         with module.no_sync():
             yield
     else:

@@ -6,7 +6,6 @@ attempt, since the next one may have to be of another size, and a mistake of the
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -31,14 +30,13 @@ from train.launch import check_groups
 from train.ray_attempt import Attempt, board_here, resource, room
 from train.ray_board import Failure
 from train.ray_worker import POLL_S, SEEN_S
-from train.sinks.jsonl import LOG_NAME
+from train.sinks.jsonl import LOG_NAME, last_line
 from train.worker import RESULT_NAME, STOP_SIGNALS
 
 AGAIN = "run the same command to go on from the last checkpoint"
 LOOK_EVERY_S = 1.0
 WAIT_S = 5.0
 """Seconds between two looks at a cluster that has no room."""
-TAIL_BYTES = 8192
 
 
 @dataclass
@@ -180,8 +178,8 @@ class _Attempts:
                 self._show()
 
     def _show(self) -> None:
-        line = _last_line(self.run / LOG_NAME)
-        if line.get("samples", 0) != self.meter.done and "loss" in line:
+        line = last_line(self.run / LOG_NAME)
+        if {"samples", "loss", "samples_per_s"} <= line.keys() and line["samples"] != self.meter.done:
             fields = {name: line[name] for name in ("loss", "accuracy") if name in line}
             self.meter.advance(line["samples"] - self.meter.done, **fields, per_s=line["samples_per_s"])
 
@@ -234,14 +232,3 @@ def _wait_for_result(run: Path) -> None:
         if time.monotonic() > deadline:
             raise RunError(f"{run}: all ranks have ended and {RESULT_NAME} is not there; {AGAIN}")
         time.sleep(POLL_S)
-
-
-def _last_line(path: Path) -> dict[str, Any]:
-    """Return a log's last whole line; nothing if there is none."""
-    try:
-        with path.open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL_BYTES))
-            whole = stream.read().split(b"\n")[:-1]
-        return dict(json.loads(whole[-1])) if whole else {}
-    except (OSError, ValueError):
-        return {}

@@ -19,7 +19,7 @@ from train.length import in_samples
 from train.model import DualEncoder, create_model
 from train.objectives import Objective, OwnWeights, check_needs, create_objective
 from train.optim import WeightAverage, create_optimizer
-from train.parallel import chosen_device, gather_states, parallelize, rank, world_size
+from train.parallel import any_rank, chosen_device, gather_states, parallelize, rank, world_size
 from train.precision import chosen
 from train.statistics import check_groups
 from train.tokenizer import load_tokenizer
@@ -161,7 +161,7 @@ class TrainingState:
 
 
 def build(config: RunConfig, run: str | Path) -> TrainingState:
-    """Build a run at its beginning, the same weights on every rank.
+    """Build a run at its beginning, the same weights on every rank; `model.weights` where there is no checkpoint yet.
 
     Raises:
         UserError: the corpus, the batch or a name in the configuration does not work out.
@@ -170,7 +170,8 @@ def build(config: RunConfig, run: str | Path) -> TrainingState:
     tokenizer = load_tokenizer(Folder(run))
     torch.manual_seed(config.data.seed)
     model = create_model(config.model, tokenizer.vocabulary).to(device)
-    if config.model.weights:
+    # Rank 0's word counts: another machine may see a shared folder's newest entries later.
+    if config.model.weights and not any_rank(rank() == 0 and bool(checkpoint.saved(checkpoint.place(config, run)))):
         load_published(model, config.model.weights)
     if config.parallel.channels_last:
         model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

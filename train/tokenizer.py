@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
 
 import ftfy
@@ -83,8 +83,18 @@ class CorpusTokenizer:
     """A byte-level, lower-case byte-pair vocabulary (Sennrich et al. 2016): no text is without tokens."""
 
     def __init__(self, tokenization: Tokenization) -> None:
+        # A caption that spells a special token out is a caption like any other.
+        tokenization.encode_special_tokens = True
         self._tokenization = tokenization
         self._start, self._end = (tokenization.get_vocab()[token] for token in (START, END))
+
+    @classmethod
+    def from_json(cls, text: str) -> CorpusTokenizer:
+        """Return the tokenizer whose `to_json` it is."""
+        return cls(Tokenization.from_str(text))
+
+    def __reduce__(self) -> tuple[Callable[[str], CorpusTokenizer], tuple[str]]:
+        return CorpusTokenizer.from_json, (self.to_json(),)  # how it takes special tokens is not part of its JSON
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int) -> CorpusTokenizer:
@@ -133,7 +143,9 @@ class ClipTokenizer:
     """CLIP's 49,408 tokens, through instant-clip-tokenizer.
 
     Ids are those of OpenAI's tokenizer, but for letters newer than Unicode 15, which part words there or here as
-    either knows them for letters, and for a long s (U+017F) after an apostrophe.
+    either knows them for letters, and for a long s (U+017F) after an apostrophe; and for special tokens spelt out in
+    a text, which are taken as open_clip's tokenizer takes them: `<start_of_text>` and `<end_of_text>` are the tokens,
+    `<|startoftext|>` and `<|endoftext|>` are text.
     """
 
     def __init__(self) -> None:
@@ -173,4 +185,4 @@ def load_tokenizer(folder: Folder) -> Tokenizer:
         raise UserError(f"{folder.path(TOKENIZER_NAME)}: no such file; give the folder of a run of `pairmill train`")
     if folder.read_json(TOKENIZER_NAME).get("kind") == "clip":
         return ClipTokenizer()
-    return CorpusTokenizer(Tokenization.from_str(folder.read(TOKENIZER_NAME).decode()))
+    return CorpusTokenizer.from_json(folder.read(TOKENIZER_NAME).decode())

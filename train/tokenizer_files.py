@@ -60,5 +60,6 @@ def _settings(kind: str, context: int, padding: str) -> str:
         "pad_token": padding,
         "unk_token": END,
         "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,  # spelt out in a text, they are text
     }
     return json.dumps(settings, indent=2)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,6 +105,8 @@ def _leave_with_launcher() -> None:
 def main() -> int:
     """Train one rank of the run folder given as the only argument; return the exit code."""
     _leave_with_launcher()
+    faults = Path(os.environ[FAILURE_VARIABLE]).with_suffix(".fault").open("w", encoding="utf-8")
+    faulthandler.enable(faults, all_threads=False)
     logs.setup("INFO" if os.environ.get("RANK", "0") == "0" else "WARNING")
     run = Path(sys.argv[1])
     try:
@@ -114,15 +118,15 @@ def main() -> int:
     except RunError as error:
         _report("run", str(error))
         return EXIT_FAILED
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - the launcher shows it
         _report("crash", f"{type(error).__name__}: {error}".splitlines()[0])
-        raise
+        return EXIT_FAILED
     return 0
 
 
 def _report(kind: str, message: str) -> None:
-    failure = {"kind": kind, "message": message, "traceback": traceback.format_exc()}
-    Path(os.environ[FAILURE_VARIABLE]).write_text(json.dumps(failure), encoding="utf-8")
+    report = {"kind": kind, "message": message, "at": time.monotonic(), "traceback": traceback.format_exc()}
+    Path(os.environ[FAILURE_VARIABLE]).write_text(json.dumps(report), encoding="utf-8")
 
 
 if __name__ == "__main__":

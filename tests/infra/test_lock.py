@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import platform
 import signal
 import subprocess
 import sys
@@ -20,6 +22,26 @@ HOLDER = (
     "import sys\nfrom infra.lock import exclusive\nfrom infra.storage import Folder\n"
     "with exclusive(Folder(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
 )
+WITHOUT_LOCKS = """
+import ctypes, struct, sys
+# A kernel filter (seccomp) that lets `flock` (73 on x86-64, 32 on arm64) end with an error, as a mount without locks.
+number, error = map(int, sys.argv[2:])
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50000 | error), (0x06, 0, 0, 0x7FFF0000)]
+program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in code))
+class Filter(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_void_p)]
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, ctypes.byref(Filter(len(code), ctypes.addressof(program)))) == 0
+"""
+FLOCK = {"x86_64": 73, "aarch64": 32}
+
+
+def without_locks(url: str, error: int) -> subprocess.Popen[str]:
+    """Start a holder for whom the file system has no locks."""
+    command = [sys.executable, "-c", WITHOUT_LOCKS + HOLDER, url, str(FLOCK[platform.machine()]), str(error)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
 
 
 def holder(url: str) -> subprocess.Popen[str]:
@@ -73,3 +95,35 @@ def test_a_lease_of_another_host_holds_until_it_runs_out(s3_url: str) -> None:
     with exclusive(folder):
         assert "elsewhere" not in folder.read(LOCK_NAME).decode()
     assert not folder.exists(LOCK_NAME)
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_where_a_file_system_has_no_locks_a_lease_holds(tmp_path: Path, error: int) -> None:
+    """The second process says who holds it; the folder is free once the first has ended, and once it is killed."""
+    for end in (signal.SIGCONT, signal.SIGKILL):
+        first = without_locks(str(tmp_path), error)
+        try:
+            assert first.stdout is not None
+            assert first.stdout.readline() == "held\n"
+            second = without_locks(str(tmp_path), error)
+            try:
+                _, words = second.communicate("")
+            finally:
+                second.kill()
+                second.wait()
+            assert f"process {first.pid} on " in words.splitlines()[-1]
+            assert "already working on this folder" in words.splitlines()[-1]
+            first.send_signal(end)
+            first.communicate("")
+        finally:
+            first.kill()
+            first.wait()
+    with exclusive(Folder(tmp_path)):
+        pass
+
+
+def test_a_lock_that_fails_otherwise_is_named(tmp_path: Path) -> None:
+    """An error of the disk's: one line, with the file."""
+    process = without_locks(str(tmp_path), errno.EIO)
+    _, words = process.communicate("")
+    assert words.splitlines()[-1] == f"infra.errors.RunError: {tmp_path}/.lock: cannot be locked (Input/output error)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from infra.errors import RunError, UserError
@@ -214,11 +216,58 @@ def test_a_pickle_where_weights_were_expected_is_never_run(
     assert not (tmp_path / "made").exists()
 
 
-def test_a_file_name_cannot_leave_the_checkpoint(done: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["../../../rank-00000.safetensors", "/etc/passwd", "..", ".hidden", "", "a\\b", "s3://a/b", "meta.json", "a/b"],
+)
+def test_a_file_name_cannot_leave_the_checkpoint(
+    done: Path, make_config: MakeConfig, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """It is refused as torn before any file of that name is looked at."""
     newest = Path(checkpoint.saved(done / "checkpoints")[-1].path)
-    meta = (newest / "meta.json").read_text().replace("rank-00000", "../../../rank-00000")
-    (newest / "meta.json").write_text(meta)
-    with pytest.raises(UserError, match="may not leave its folder"):
+    meta = json.loads((newest / "meta.json").read_text().replace("rank-00000.safetensors", json.dumps(name)[1:-1]))
+    (newest / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(checkpoint.TornCheckpointError, match="is no name of a checkpoint's file") as caught:
+        checkpoint.load(newest)
+    assert "\n" not in str(caught.value)
+    assert resumed(build(make_config(), done), done).step == 8
+    assert "is no name of a checkpoint's file" in caplog.text
+
+
+BLOCKS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 3), st.integers(0, 3)), max_size=5)
+
+
+@settings(deadline=None, max_examples=300)
+@given(blocks=BLOCKS)
+@example(blocks=[(0, 0, 2, 4), (2, 0, 2, 4)])
+@example(blocks=[(0, 0, 4, 2), (0, 1, 4, 2)])
+def test_chunks_tile_their_tensor(blocks: list[tuple[int, int, int, int]]) -> None:
+    """Whatever chunks a `meta.json` has: it is sound if and only if each element lies in exactly one."""
+    counts = torch.zeros(8, 8, dtype=torch.int64)
+    for top, left, height, width in blocks:
+        counts[top : top + height, left : left + width] += 1
+    chunks = [{"offsets": block[:2], "shape": block[2:], "file": "a", "start": 8, "sha256": ""} for block in blocks]
+    tensor = {"dtype": "U8", "shape": [4, 4], "chunks": chunks}
+    meta = {"format": 2, "step": 1, "values": {}, "files": {"a": 99}, "tensors": {"w": tensor}}
+    tiled = bool((counts[:4, :4] == 1).all()) and int(counts.sum()) == 16
+    inside = all(top + height <= 4 and left + width <= 4 for top, left, height, width in blocks)
+    if tiled and inside:
+        checkpoint.Meta.model_validate(meta)
+    else:
+        with pytest.raises(ValidationError, match=r"covered|overlap|outside"):
+            checkpoint.Meta.model_validate(meta)
+
+
+def test_overlapping_chunks_are_refused(done: Path) -> None:
+    """As many elements as the tensor has, but one of them twice and one never."""
+    newest = Path(checkpoint.saved(done / "checkpoints")[-1].path)
+    meta = json.loads((newest / "meta.json").read_text())
+    name, entry = next((name, one) for name, one in meta["tensors"].items() if len(one["shape"]) == 2)
+    rows, columns = entry["shape"]
+    half = entry["chunks"][0] | {"shape": [1, columns]}
+    entry["chunks"] = [half | {"offsets": [max(0, row - 1), 0]} for row in range(rows)]
+    (newest / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(checkpoint.TornCheckpointError, match=rf"chunks of {re.escape(name)} overlap"):
         checkpoint.load(newest)
 
 

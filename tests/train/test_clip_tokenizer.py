@@ -74,6 +74,17 @@ def test_ids_are_those_of_the_published_tokenizer(published: Any, ours: ClipToke
     assert ids + [0] * (CONTEXT - len(ids)) == expected
 
 
+@pytest.mark.parametrize("word", ["<start_of_text>", "<end_of_text>", "<|startoftext|>", "<|endoftext|>"])
+def test_special_token_in_a_caption_is_what_the_published_one_makes_of_it(
+    published: Any, ours: ClipTokenizer, word: str
+) -> None:
+    """Two are the tokens, two are text."""
+    text = f"a {word} cat"
+    ids = ours.encode(text, CONTEXT)
+    assert ids == published([text], CONTEXT)[0].tolist()[: len(ids)]
+    assert bool(set(ids[1:-1]) & {49406, 49407}) == word.endswith("_of_text>")
+
+
 @settings(deadline=None, max_examples=300)
 @given(text=st.text(st.characters(max_codepoint=126), max_size=40))
 def test_plain_text_needs_no_mending(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from train.evaluate.retrieval import distinct, recall, retrieval
 from train.evaluate.run import evaluate
 from train.evaluate.suite import read_suite, write_suite
 from train.evaluate.zero_shot import accuracy, classifier
-from train.launch import train
+from train.launch import prepare, train
 from train.models import sizes_of
 from train.objectives import check_needs, create_objective
 
@@ -83,7 +84,9 @@ def test_suite_reads_back_as_written(suite: Path) -> None:
     assert read.templates == TEMPLATES
     assert [example.target for example in read.examples] == [number % 6 for number in range(24)]
     assert read.examples[1].caption == "a green circle"
-    assert read.examples[0].image.size == (32, 32)
+    assert (
+        list(read.pictures(read.examples[:2], lambda picture: (picture.size, picture.mode))) == [((32, 32), "RGB")] * 2
+    )
 
 
 def test_trained_run_is_measured(tmp_path: Path, suite: Path, make_config: MakeConfig) -> None:
@@ -138,6 +141,55 @@ def test_malformed_suite_is_named(suite: Path, file: str, content: bytes | None,
     with pytest.raises(UserError) as caught:
         read_suite(str(suite))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (".", None, "no such suite folder"),
+        ("test/0.tar", b"x" * 600, "test/0.tar: not a sound tar"),
+        ("classnames.txt", b"red\n", "not a class from 0 to 0"),
+        ("test/nshards.txt", b"0\n", "holds no pictures"),
+        ("test/nshards.txt", "²\n".encode(), "is not a number of tars"),
+        ("picture", b"\x89PNG\r\n\x1a\n", "00003.png is not a picture"),
+    ],
+)
+def test_run_does_not_begin_with_a_suite_that_cannot_be_measured(
+    tmp_path: Path, suite: Path, make_config: MakeConfig, file: str, content: bytes | None, message: str
+) -> None:
+    """Nothing has been done for it yet; a suite that is one file is named too."""
+    if file == "picture":
+        data = (suite / "test" / "0.tar").read_bytes()
+        where = data.index(b"IDAT", data.index(b"00003.png"))
+        (suite / "test" / "0.tar").write_bytes(data[:where] + b"damaged!" + data[where + 8 :])
+    elif content is None:
+        shutil.rmtree(suite)
+    else:
+        (suite / file).write_bytes(content)
+    config = make_config(evaluate={"suite": str(suite)})
+    with pytest.raises(UserError) as caught:
+        train(config, tmp_path / "run", 1)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_suite_that_is_a_file_is_named(suite: Path) -> None:
+    """It is there, and no folder."""
+    with pytest.raises(UserError, match=r"classnames.txt: cannot be read"):
+        read_suite(str(suite / "classnames.txt"))
+
+
+def test_run_goes_on_with_another_suite_and_pace(tmp_path: Path, suite: Path, make_config: MakeConfig) -> None:
+    """How often it is measured is no part of what a run is."""
+    run = tmp_path / "run"
+    prepare(make_config(evaluate={"suite": str(suite), "every": "50%"}), run, 1)
+    assert prepare(make_config(evaluate={"suite": str(suite), "every": "2 steps"}), run, 1) is None
+    assert prepare(make_config(), run, 1) is None
+    # What has been looked at is not decoded again at each start, and what is new is.
+    write_suite(str(tmp_path / "other"), [{"key": "0", "png": b"none", "cls": 0}], NAMES, TEMPLATES)
+    with pytest.raises(UserError, match=r"0\.png is not a picture"):
+        prepare(make_config(evaluate={"suite": str(tmp_path / "other")}), run, 1)
 
 
 def test_missing_suite_or_checkpoint_is_named(tmp_path: Path, suite: Path) -> None:

@@ -23,7 +23,7 @@ from train.model import DualEncoder, ModelConfig, create_model
 from train.tokenizer import ClipTokenizer, Tokenizer
 from train.tokenizer_files import tokenizer_files
 
-TEXTS = ["a red circle", "A  blue\tSquare, number 7", "green line é 😀", "a red circle " * 30]
+TEXTS = ["a red circle", "A  blue\tSquare, number 7", "green line é 😀", "a red circle " * 30, "a <|endoftext|> b"]
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,12 +25,14 @@ NAMES = ("red", "green", "blue", "orange", "purple", "black")
 PATIENCE_S = 120
 RANK = """
 import json, sys
+from functools import partial
 from pathlib import Path
 import torch
 import torch.distributed as dist
 from infra.config import parse
 from train.config import RunConfig
-from train.evaluate.run import Encoder
+from train.evaluate import suite as suites
+from train.evaluate.run import Encoder, measure
 from train.evaluate.suite import read_suite
 from train.evaluate.together import by_all_ranks, measure_together
 from train.state import build
@@ -43,17 +46,29 @@ torch.manual_seed(7 * rank + 2)
 with torch.no_grad():
     for parameter in state.model.parameters():
         parameter.normal_(std=0.3)
+decoded, picture = [], suites._picture
+suites._picture = lambda folder, one: decoded.append(one.key) or picture(folder, one)
+tables, read_tar = [], suites._examples
+suites._examples = lambda folder, classes, tar: tables.append(tar) or read_tar(folder, classes, tar)
 found = measure_together(state, run)
-encoder = Encoder(state.model, load_tokenizer(Folder(run)), config)
-pictures = [example.image for example in read_suite(config.evaluate.suite).examples]
-together, alone = by_all_ranks(encoder.images, pictures), encoder.images(pictures)
+seen = {"decoded": sorted(decoded), "tables": list(tables)}
+encoder = Encoder(state.model, load_tokenizer(Folder(run)), config, state.device)
+suite = read_suite(config.evaluate.suite)
+encode = partial(encoder.images, suite)
+together, alone = by_all_ranks(encode, suite.examples), encode(suite.examples)
 own = [bool(torch.allclose(*pair, atol=1e-4)) for pair in zip(together, alone)]
-print(json.dumps({"found": found, "own": own}))
+torch.manual_seed(3)
+with torch.no_grad():
+    for parameter in state.model.parameters():
+        parameter.normal_(std=0.3)
+shared = measure_together(state, run)
+alone = measure(state.model, load_tokenizer(Folder(run)), suite, config)
+print(json.dumps({"found": found, "own": own, "shared": shared, "alone": alone} | seen))
 dist.destroy_process_group()
 """
 
 
-def write(folder: Path, drawing: Draw, pictures: int) -> str:
+def write(folder: Path, drawing: Draw, pictures: int, first: int = 0) -> str:
     samples = [
         {
             "key": f"{number:05d}",
@@ -61,15 +76,21 @@ def write(folder: Path, drawing: Draw, pictures: int) -> str:
             "cls": math.isqrt(number) % 6,
             "txt": f"a {NAMES[number % 6]} circle, number {number}",
         }
-        for number in range(pictures)
+        for number in range(first, first + pictures)
     ]
     write_suite(str(folder), samples, NAMES, ("a {c} circle",))
     return str(folder)
 
 
 def test_each_rank_measures_its_share(tmp_path: Path, drawing: Draw, make_config: MakeConfig) -> None:
-    """Two ranks whose weights differ: each picture has its features from one of them, and both report the same."""
-    suite = write(tmp_path / "suite", drawing, 61)
+    """Two ranks: each reads a tar's table and its own pictures alone, and what they find is what one finds.
+
+    With other weights on each, a picture's features are those of the rank it belongs to; both report the same.
+    """
+    suite = write(tmp_path / "suite", drawing, 40)
+    write(tmp_path / "more", drawing, 21, first=40)
+    shutil.copy(tmp_path / "more" / "test" / "0.tar", tmp_path / "suite" / "test" / "1.tar")
+    (tmp_path / "suite" / "test" / "nshards.txt").write_text("2\n")
     config = make_config(optim={"ema": 0.0}, evaluate={"suite": suite})
     prepare(config, tmp_path / "run", 2)
     command = [sys.executable, "-c", RANK, config.model_dump_json(), str(tmp_path / "run")]
@@ -84,6 +105,15 @@ def test_each_rank_measures_its_share(tmp_path: Path, drawing: Draw, make_config
     assert first["found"] == second["found"]
     assert first["own"] == [number % 2 == 0 for number in range(61)]
     assert second["own"] == [number % 2 == 1 for number in range(61)]
+    assert first["tables"] == ["test/0.tar"]
+    assert second["tables"] == ["test/1.tar"]
+    assert first["decoded"] == [f"{number:05d}" for number in range(0, 61, 2)]
+    # Ranks encode equally many, so the last of 61 has one that is rank 0's.
+    assert second["decoded"] == sorted([f"{number:05d}" for number in range(1, 61, 2)] + ["00000"])
+    alone = first["alone"]
+    recalls = {f"{way}_{name}": share for way, both in alone["retrieval"].items() for name, share in both.items()}
+    expected = {"zero_shot": alone["top1"], "zero_shot_top5": alone["top5"]} | recalls
+    assert first["shared"] == second["shared"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("pictures", [1, 13])

@@ -20,6 +20,7 @@ from train.flops import flops_a_sample, peak_flops
 from train.launch import prepare
 from train.loop import fit, resumed
 from train.model import create_model
+from train.sinks.jsonl import JsonLines, last_line, lines
 from train.sinks.prometheus import Prometheus
 from train.state import build
 
@@ -54,6 +55,23 @@ def test_every_sink_gets_every_line(tmp_path: Path, make_config: MakeConfig, mon
     kept = list((run / "wandb").glob("offline-run-*/run-*.wandb"))
     assert kept
     assert all(path.stat().st_size > 1000 for path in kept)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"[1, 2]", b"7", b'"step"', b"null", b'{"samples": 3}', b'{"step": "3"}', b"{", b"\xff"]
+)
+def test_a_log_line_that_is_none_is_named(tmp_path: Path, damage: bytes) -> None:
+    """Between others: one line with its number. At the end it is what a killed process left."""
+    whole = b'{"step": 1, "samples": 4}\n'
+    (tmp_path / "log.jsonl").write_bytes(whole + damage + b"\n" + whole)
+    with pytest.raises(UserError, match=r"log\.jsonl: line 2 is no JSON object with a whole `step`"):
+        JsonLines(tmp_path, 5)
+    (tmp_path / "log.jsonl").write_bytes(whole + damage + b"\n")
+    assert last_line(tmp_path / "log.jsonl") == {}
+    (tmp_path / "log.jsonl").write_bytes(whole + damage)
+    assert lines(tmp_path / "log.jsonl") == [last_line(tmp_path / "log.jsonl")] == [{"step": 1, "samples": 4}]
+    JsonLines(tmp_path, 5).write({"step": 2})
+    assert [line["step"] for line in lines(tmp_path / "log.jsonl")] == [1, 2]
 
 
 def test_prometheus_scrapes_the_newest_line() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import strategies as st
 from infra.errors import UserError
 from infra.storage import Folder
 from train.tokenizer import (
+    END,
+    PADDING,
+    START,
     ClipTokenizer,
     CorpusTokenizer,
     Tokenizer,
@@ -54,6 +58,18 @@ def test_end_token_is_the_largest_and_the_last(tokenizers: list[Tokenizer], text
         assert ids[-1] == tokenizer.vocabulary - 1
         assert max(ids[:-1]) < ids[-1]
         assert min(ids) >= 0
+
+
+@settings(deadline=None, max_examples=50)
+@given(words=st.lists(st.sampled_from([START, END, PADDING, "red", " ", END.upper()]), max_size=6))
+def test_special_token_in_a_caption_is_text(words: list[str]) -> None:
+    """Spelt out, in the process that trained the vocabulary and in one it was sent to."""
+    trained = CorpusTokenizer.train([*TEXTS, f"a {END} that someone typed"], 400)
+    text = "".join(words)
+    for tokenizer in (trained, pickle.loads(pickle.dumps(trained))):  # noqa: S301 - our own
+        ids = tokenizer.encode(text, 200)
+        assert not {0, trained.encode("", 3)[0], ids[-1]} & set(ids[1:-1])
+        assert tokenizer.decode(ids).replace(" ", "") == clean(text).lower().replace(" ", "")
 
 
 def test_long_text_is_cut_with_its_end_kept(tokenizers: list[Tokenizer]) -> None:

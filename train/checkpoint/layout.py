@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,15 +71,22 @@ class Meta(Config):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Meta:
+        for name in self.files:
+            if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name) or name == META:
+                raise ValueError(f"{name!r} is no name of a checkpoint's file")
         for name, entry in self.tensors.items():
             if sum(math.prod(chunk.shape) for chunk in entry.chunks) != math.prod(entry.shape):
                 raise ValueError(f"{name} is not covered by its chunks")
             for chunk in entry.chunks:
+                if not len(chunk.offsets) == len(chunk.shape) == len(entry.shape):
+                    raise ValueError(f"a chunk of {name} has not its dimensions")
                 within = zip(chunk.offsets, chunk.shape, entry.shape, strict=True)
                 if any(first < 0 or extent < 0 or first + extent > whole for first, extent, whole in within):
                     raise ValueError(f"a chunk of {name} lies outside of it")
                 if chunk.start + entry.bytes_of(chunk) > self.files.get(chunk.file, 0):
                     raise ValueError(f"a chunk of {name} lies outside of {chunk.file}")
+            if _overlap(entry.chunks):
+                raise ValueError(f"chunks of {name} overlap")
         return self
 
     def shapes(self, table: str) -> dict[str, list[int]]:
@@ -198,6 +206,21 @@ def nested(tensors: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
         else:
             content[table] = tensor
     return content
+
+
+def _overlap(chunks: Sequence[Chunk]) -> bool:
+    """Tell whether two blocks have an element in common: a sweep along the first dimension, which is the one cut."""
+    reaching: list[Chunk] = []
+    for chunk in sorted(chunks, key=lambda one: one.offsets):
+        if 0 in chunk.shape:
+            continue
+        reaching = [one for one in reaching if not one.shape or one.offsets[0] + one.shape[0] > chunk.offsets[0]]
+        for other in reaching:
+            sides = zip(chunk.offsets, chunk.shape, other.offsets, other.shape, strict=True)
+            if all(a < b + right and b < a + left for a, left, b, right in sides):
+                return True
+        reaching.append(chunk)
+    return False
 
 
 def _above(folder: Folder) -> Folder:

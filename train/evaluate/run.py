@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from train import checkpoint
 from train.augment import normalise
 from train.config import RunConfig
 from train.evaluate.retrieval import distinct, retrieval
-from train.evaluate.suite import Suite, read_suite
+from train.evaluate.suite import Example, Suite, read_suite
 from train.evaluate.zero_shot import accuracy, classifier
 from train.model import DualEncoder, create_model
 from train.precision import autocast, chosen, laid_out
@@ -72,9 +74,9 @@ def load_model(path: str | Path) -> tuple[DualEncoder, Tokenizer, RunConfig, dic
 @torch.no_grad()
 def measure(model: DualEncoder, tokenizer: Tokenizer, suite: Suite, config: RunConfig) -> dict[str, Any]:
     """Measure a model in memory on a suite; see `evaluate` for what comes back."""
-    encoder = Encoder(model, tokenizer, config)
+    encoder = Encoder(model, tokenizer, config, next(model.parameters()).device)
     weights = classifier(encoder.texts, suite.names, suite.templates)
-    features = encoder.images([example.image for example in suite.examples])
+    features = encoder.images(suite, suite.examples)
     targets = torch.tensor([example.target for example in suite.examples])
     scores = features @ weights.T
     captions = [example.caption for example in suite.examples if example.caption is not None]
@@ -93,15 +95,22 @@ def measure(model: DualEncoder, tokenizer: Tokenizer, suite: Suite, config: RunC
 
 
 class Encoder:
-    """Texts and pictures to unit features, in batches and in the run's arithmetic."""
+    """Texts and pictures to unit features, in batches and in the run's arithmetic.
 
-    def __init__(self, model: DualEncoder, tokenizer: Tokenizer, config: RunConfig) -> None:
+    Args:
+        model: in evaluation mode from here on.
+        tokenizer: cuts texts.
+        config: the run.
+        device: where the model computes, which need not be where its parameters lie between two calls.
+    """
+
+    def __init__(self, model: DualEncoder, tokenizer: Tokenizer, config: RunConfig, device: torch.device) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.side = config.data.image_size
         self.channels_last = config.parallel.channels_last
-        self.device = next(model.parameters()).device
-        self.dtype = chosen(config.parallel.precision, self.device)
+        self.device = device
+        self.dtype = chosen(config.parallel.precision, device)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -115,12 +124,12 @@ class Encoder:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def images(self, images: Sequence[Image.Image]) -> Tensor:
-        """Return unit features `[N, D]` of RGB pictures."""
+    def images(self, suite: Suite, examples: Sequence[Example]) -> Tensor:
+        """Return unit features `[N, D]` of a suite's pictures; a batch of them is in memory at a time."""
+        squares = suite.pictures(examples, partial(_square, side=self.side))
         parts = []
-        for start in range(0, len(images), BATCH):
-            squares = np.stack([_square(image, self.side) for image in images[start : start + BATCH]])
-            batch = normalise(torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device))
+        while some := list(islice(squares, BATCH)):
+            batch = normalise(torch.from_numpy(np.stack(some)).permute(0, 3, 1, 2).to(self.device))
             with autocast(self.dtype, self.device):
                 parts.append(self.model.encode_image(laid_out(batch, self.channels_last), normalize=True))
         return torch.cat(parts)

@@ -9,43 +9,73 @@ test/0.tar ...                          members KEY.png (jpg, webp), KEY.cls, an
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from infra.errors import UserError
 from infra.storage import Folder
-from shards.sample import IMAGES, split_name
-from shards.tar import END, header, members, padded
+from shards.sample import FORMATS, IMAGES, UNDECODABLE, split_name
+from shards.tar import END, Member, header, padded, scan
 
 CLASSNAMES, TEMPLATES, NSHARDS = "classnames.txt", "zeroshot_classification_templates.txt", "test/nshards.txt"
 PLACEHOLDER = "{c}"
+DECODED_AT_ONCE, THREADS = 64, 8
+"""Pictures held decoded, and threads that read and decode them."""
+
+PreparedT = TypeVar("PreparedT")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One picture of a suite: its class by number, and its caption if the suite is for retrieval."""
+    """One picture of a suite: its class by number, its caption if the suite is for retrieval, and where it lies."""
 
     key: str
-    image: Image.Image
     target: int
     caption: str | None
+    tar: str
+    extension: str
+    start: int
+    size: int
+
+
+ReadTar = Callable[[str], list[Example]]
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Class names, prompt templates, and pictures."""
+    """Class names, prompt templates, and what is known of each picture before it is read."""
 
     path: str
     names: tuple[str, ...]
     templates: tuple[str, ...]
     examples: tuple[Example, ...]
 
+    def pictures(self, examples: Sequence[Example], prepare: Callable[[Image.Image], PreparedT]) -> Iterator[PreparedT]:
+        """Yield what `prepare` makes of each example's picture (RGB); a few are read and decoded at once.
 
-def read_suite(path: str) -> Suite:
-    """Read a suite folder.
+        Raises:
+            UserError: one is not a picture, or its tar has gone.
+        """
+        folder = Folder(self.path)
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="suite") as threads:
+            for start in range(0, len(examples), DECODED_AT_ONCE):
+                some = examples[start : start + DECODED_AT_ONCE]
+                yield from threads.map(lambda one: prepare(_picture(folder, one)), some)
+
+
+def read_suite(
+    path: str, spread: Callable[[ReadTar, Sequence[str]], Iterable[list[Example]]] = lambda read, tars: map(read, tars)
+) -> Suite:
+    """Read all of a suite folder but its pictures.
+
+    Args:
+        path: folder, any fsspec URL.
+        spread: calls a function on each of some names and returns what came of them, in order; by default here.
 
     Raises:
         UserError: a file is missing or is not what it should be; the message names it.
@@ -59,14 +89,21 @@ def read_suite(path: str) -> Suite:
         if PLACEHOLDER not in template:
             raise UserError(f"{folder.path(TEMPLATES)}: {template!r} has no {PLACEHOLDER} for the class name")
     count = "".join(_lines(folder, NSHARDS))
-    if not count.isdigit():
+    if not count.isdecimal():
         raise UserError(f"{folder.path(NSHARDS)}: {count!r} is not a number of tars")
-    examples = [
-        example for shard in range(int(count)) for example in _examples(folder, f"test/{shard}.tar", len(names))
-    ]
+    tars = [f"test/{number}.tar" for number in range(int(count))]
+    examples = [one for some in spread(partial(_examples, folder, len(names)), tars) for one in some]
     if not examples:
         raise UserError(f"{folder.path('test')}: holds no pictures")
     return Suite(folder.url, names, templates, tuple(examples))
+
+
+def check_suite(path: str, *, decode: bool) -> None:
+    """Raise UserError if a suite cannot be measured on; with `decode`, every picture is looked at too."""
+    suite = read_suite(path)
+    if decode:
+        for _ in suite.pictures(suite.examples, lambda picture: picture.size):
+            pass
 
 
 def write_suite(
@@ -103,38 +140,57 @@ def _lines(folder: Folder, name: str) -> tuple[str, ...]:
         raise UserError(f"{folder.path(name)}: missing; a suite needs it") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{folder.path(name)}: not UTF-8 text ({error})") from None
+    except OSError as error:
+        raise UserError(f"{folder.path(name)}: cannot be read ({error}); a suite is a folder with that file") from None
     if not lines:
         raise UserError(f"{folder.path(name)}: empty; a suite needs it")
     return tuple(lines)
 
 
-def _examples(folder: Folder, name: str, classes: int) -> Iterator[Example]:
+def _examples(folder: Folder, classes: int, tar: str) -> list[Example]:
+    """Read the table of a tar: classes, captions, and where the pictures lie."""
+    where = folder.path(tar)
+    samples: dict[str, dict[str, tuple[Member, bytes | None]]] = {}
     try:
-        data = folder.read(name)
-        found = members(data)
+        with folder.open(tar) as stream:
+            for member, content in scan(stream, _is_text):
+                split = split_name(member.name)
+                if split is not None:
+                    samples.setdefault(split[0], {})[split[1]] = (member, content)
     except FileNotFoundError:
-        raise UserError(f"{folder.path(name)}: missing; {NSHARDS} counts it") from None
+        raise UserError(f"{where}: missing; {NSHARDS} counts it") from None
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({error}); a suite has tars there") from None
     except ValueError as error:
-        raise UserError(f"{folder.path(name)}: not a sound tar: {error}") from None
-    samples: dict[str, dict[str, bytes]] = {}
-    for member in found:
-        split = split_name(member.name)
-        if split is not None:
-            samples.setdefault(split[0], {})[split[1]] = data[member.start : member.start + member.size]
-    for key, sample in samples.items():
-        yield _example(folder.path(name), key, sample, classes)
+        raise UserError(f"{where}: not a sound tar: {error}") from None
+    return [_example(where, tar, key, sample, classes) for key, sample in samples.items()]
 
 
-def _example(where: str, key: str, sample: dict[str, bytes], classes: int) -> Example:
+def _is_text(name: str) -> bool:
+    split = split_name(name)
+    return split is not None and split[1] in ("cls", "txt")
+
+
+def _example(where: str, tar: str, key: str, sample: dict[str, tuple[Member, bytes | None]], classes: int) -> Example:
     extension = next((name for name in IMAGES if name in sample), None)
     if extension is None:
         raise UserError(f"{where}: {key} has no picture ({', '.join(IMAGES)})")
-    target = sample.get("cls", b"").decode("utf-8", "replace").strip()
-    if not target.isdigit() or int(target) >= classes:
+    texts = {name: content.decode("utf-8", "replace") for name, (_, content) in sample.items() if content is not None}
+    target = texts.get("cls", "").strip()
+    if not target.isdecimal() or int(target) >= classes:
         raise UserError(f"{where}: {key}.cls holds {target!r}, not a class from 0 to {classes - 1}")
+    member = sample[extension][0]
+    return Example(key, int(target), texts.get("txt"), tar, extension, member.start, member.size)
+
+
+def _picture(folder: Folder, example: Example) -> Image.Image:
+    where = folder.path(example.tar)
     try:
-        image = Image.open(io.BytesIO(sample[extension])).convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{where}: {key}.{extension} is not a picture ({error})") from None
-    caption = sample["txt"].decode("utf-8", "replace") if "txt" in sample else None
-    return Example(key, image, int(target), caption)
+        data = folder.read_range(example.tar, example.start, example.start + example.size)
+    except FileNotFoundError:
+        raise UserError(f"{where}: missing; {NSHARDS} counts it") from None
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.convert("RGB")
+    except UNDECODABLE as error:
+        raise UserError(f"{where}: {example.key}.{example.extension} is not a picture ({error})") from None

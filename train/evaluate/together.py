@@ -1,9 +1,10 @@
-"""Measures a model while it is trained: every rank encodes its share of a suite and ranks its share of the rows."""
+"""Measures a model while it is trained: every rank reads and encodes its share of a suite, and ranks its rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from train.state import TrainingState
 from train.tokenizer import load_tokenizer
 
 ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 
 def measure_together(state: TrainingState, run: Path) -> dict[str, float]:
@@ -31,11 +33,22 @@ def measure_together(state: TrainingState, run: Path) -> dict[str, float]:
         `text_to_image_recall@K`, the same on every rank.
     """
     averaged = state.average.applied_to(state.model) if state.average is not None else nullcontext()
-    suite = read_suite(state.config.evaluate.suite)
+    suite = read_suite(state.config.evaluate.suite, map_over_ranks)
     with averaged, torch.no_grad():
-        found = _measured(Encoder(state.model, load_tokenizer(Folder(run)), state.config), suite)
+        encoder = Encoder(state.model, load_tokenizer(Folder(run)), state.config, state.device)
+        found = _measured(encoder, suite)
     state.parallel.train()
     return found
+
+
+def map_over_ranks(function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> list[ResultT]:
+    """Return what the function gives for each item, in order, each worked out by one rank."""
+    own = [function(item) for item in items[rank() :: world_size()]]
+    if world_size() == 1:
+        return own
+    parts: list[list[ResultT]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(parts, own)
+    return [parts[number % world_size()][number // world_size()] for number in range(len(items))]
 
 
 def by_all_ranks(encode: Callable[[Sequence[ItemT]], Tensor], items: Sequence[ItemT]) -> Tensor:
@@ -55,7 +68,7 @@ def by_all_ranks(encode: Callable[[Sequence[ItemT]], Tensor], items: Sequence[It
 
 def _measured(encoder: Encoder, suite: Suite) -> dict[str, float]:
     weights = classifier(lambda texts: by_all_ranks(encoder.texts, texts), suite.names, suite.templates)
-    features = by_all_ranks(encoder.images, [example.image for example in suite.examples])
+    features = by_all_ranks(partial(encoder.images, suite), suite.examples)
     targets = torch.tensor([example.target for example in suite.examples], device=features.device)
     scores = features @ weights.T
     found = {"zero_shot": accuracy(scores, targets, 1), "zero_shot_top5": accuracy(scores, targets, 5)}
