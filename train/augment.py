@@ -102,7 +102,7 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, numbers: Tensor, config: AugmentConfig) -> Tensor:
-    """Turn uint8 crops `[B, 3, H, W]` and their draws `[B, DRAWS]` into changed, normalised float32."""
+    """Turn uint8 crops `[B, 3, H, W]` and their draws `[B, DRAWS]` or more into changed, normalised float32."""
     u = numbers[:, CROP_DRAWS:]
     x = images.float() / 255
     x = _move(x, u, config)

@@ -45,7 +45,7 @@ class Batch:
     Attributes:
         images: cropped pictures, uint8 `[B, 3, H, W]`.
         tokens: token ids `[B, L]`, padded with 0.
-        numbers: the samples' uniform draws `[B, DRAWS]`, for `augment`.
+        numbers: the samples' uniform draws `[B, DRAWS]`, for `augment`; for patch dropout, one a patch more.
         keys: the samples' keys.
         skipped: numbers of the samples that could not be used, and that others stand in for here.
         state: the stream's state after this batch.
@@ -69,6 +69,7 @@ class PairReader:
         context: longest text, tokens.
         rank: this process' number.
         world_size: number of processes.
+        patch_draws: numbers that a sample draws for patch dropout.
 
     Raises:
         UserError: no shards, a batch that the ranks do not divide, or a corpus smaller than a batch.
@@ -83,6 +84,7 @@ class PairReader:
         *,
         rank: int = 0,
         world_size: int = 1,
+        patch_draws: int = 0,
     ) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.rank, self.world_size = rank, world_size
@@ -91,6 +93,7 @@ class PairReader:
             config, crop, tokenizer, context,
             steps_per_epoch=self.stream.steps_per_epoch,
             captions=shuffled(captions(config.folder), config.seed) if config.shuffle_captions else None,
+            patch_draws=patch_draws,
         )  # fmt: skip
         self.loader = Loader(
             self.stream, workers=config.workers, transform=together, prefetch=config.prefetch, start_method=START_METHOD

@@ -10,7 +10,7 @@ from typing import Any
 from infra.logs import log, progress
 from train import checkpoint
 from train.accumulate import forward_backward
-from train.augment import augment
+from train.augment import DRAWS, augment
 from train.data import Batch
 from train.evaluate.together import measure_together
 from train.gradients import clip_gradients, zero_gradients
@@ -20,6 +20,7 @@ from train.optim import learning_rate
 from train.parallel import any_rank, average_buffers, rank
 from train.precision import laid_out
 from train.state import TrainingState
+from train.towers.vit import kept_patches
 
 
 def fit(state: TrainingState, run: Path, is_stopped: Callable[[], bool]) -> dict[str, Any] | None:
@@ -80,9 +81,11 @@ def train_step(state: TrainingState, batch: Batch) -> dict[str, float]:
         group["lr"] = rate
     state.guard.begin(state.model)
 
-    images = augment(batch.images.to(state.device), batch.numbers.to(state.device), state.config.augment)
+    draws = batch.numbers.to(state.device)
+    images = augment(batch.images.to(state.device), draws, state.config.augment)
     tokens = batch.tokens.to(state.device)
-    loss, numbers = forward_backward(state, laid_out(images, state.config.parallel.channels_last), tokens)
+    kept = kept_patches(draws[:, DRAWS:], state.config.model.patch_dropout) if state.model.patch_draws else None
+    loss, numbers = forward_backward(state, laid_out(images, state.config.parallel.channels_last), tokens, kept)
     norm = clip_gradients(state.parameters(), config.clip_norm)
     logged = {"loss": loss.item(), **{name: value.item() for name, value in numbers.items()}}
     logged["gradient_norm"] = norm.item()

@@ -106,9 +106,18 @@ class DualEncoder(nn.Module):
         if self.logit_bias is not None:
             nn.init.constant_(self.logit_bias, self.config.logit_bias or 0.0)
 
-    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
-        """Map normalised images `[B, 3, H, W]` to features `[B, D]`."""
-        features = self.visual(images)
+    @property
+    def patch_draws(self) -> int:
+        """Uniform numbers that patch dropout takes of a picture, one a patch; 0 without it."""
+        return int(self.visual.patches) if getattr(self.visual, "patch_dropout", 0) else 0
+
+    def encode_image(self, images: Tensor, normalize: bool = False, kept: Tensor | None = None) -> Tensor:
+        """Map normalised images `[B, 3, H, W]` to features `[B, D]`.
+
+        With patch dropout `kept` has the numbers of the patches looked at in training `[B, K]`
+        (`towers.vit.kept_patches`); without it they are drawn.
+        """
+        features = self.visual(images) if kept is None else self.visual(images, kept)
         return _unit(features) if normalize else features
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
@@ -128,9 +137,9 @@ class DualEncoder(nn.Module):
             x = x + self.text_projection_bias
         return _unit(x) if normalize else x
 
-    def forward(self, images: Tensor, tokens: Tensor) -> Features:
-        """Encode pairs: images `[B, 3, H, W]` and token ids `[B, L]` to unit `Features`."""
-        image = self.encode_image(images, normalize=True)
+    def forward(self, images: Tensor, tokens: Tensor, *, kept: Tensor | None = None) -> Features:
+        """Encode pairs: images `[B, 3, H, W]` and token ids `[B, L]` to unit `Features`; `kept`: `encode_image`."""
+        image = self.encode_image(images, normalize=True, kept=kept)
         text = self.encode_text(tokens, normalize=True)
         return Features(image, text, self.logit_scale.exp(), self.logit_bias)
 
