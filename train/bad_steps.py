@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from infra.errors import RunError
 from infra.storage import full_disk_is_named
 from train.optim import OptimConfig
-from train.parallel import mean_over_ranks, rank, world_size
+from train.parallel import rank, world_size
 
 BAD_STEPS_NAME = "bad-steps.jsonl"
 WINDOW = 100
@@ -46,20 +46,19 @@ class StepGuard:
         """Return what is wrong with a step, the same on every rank; an empty string if nothing is.
 
         Args:
-            loss: this rank's share.
+            loss: mean over the ranks.
             norm: of the gradient, the same on all ranks.
         """
         if not math.isfinite(norm):
             return "the gradient is not finite"
         if not self.config.spike:
             return ""
-        mean = mean_over_ranks([loss])[0]
-        if not math.isfinite(mean):
+        if not math.isfinite(loss):
             return "the loss is not finite"
-        if self.seen and mean > self.config.spike * self.mean_loss:
-            return f"the loss, {mean:.4g}, is {mean / self.mean_loss:.4g} times its running mean"
+        if self.seen and loss > self.config.spike * self.mean_loss:
+            return f"the loss, {loss:.4g}, is {loss / self.mean_loss:.4g} times its running mean"
         self.seen += 1
-        self.mean_loss += (mean - self.mean_loss) / min(self.seen, WINDOW)
+        self.mean_loss += (loss - self.mean_loss) / min(self.seen, WINDOW)
         return ""
 
     def accept(self) -> None:

@@ -77,8 +77,8 @@ class TrainingLog:
     def _write(self, pause_s: float) -> None:
         state, seconds = self.state, max(time.monotonic() - self._started, 1e-9)
         waiting = (state.data.waited_s - self._waited_s) / seconds
-        skipped = self._skipped()
-        means = mean_over_ranks([*(total / self._taken for total in self._sums.values()), waiting])
+        own = [*(total / self._taken for total in self._sums.values()), waiting, len(state.data.skipped)]
+        *means, waiting, skipped = mean_over_ranks(own)
         speed = self._steps * state.config.data.global_batch_size / seconds
         line = {
             "step": state.step,
@@ -92,9 +92,9 @@ class TrainingLog:
             "samples_per_s": speed,
             "samples_per_s_device": speed / world_size(),
             **self._utilisation(speed / world_size()),
-            "waiting_share": means[-1],
+            "waiting_share": waiting,
             "checkpoint_pause_s": round(pause_s, 3),
-            "skipped": skipped,
+            "skipped": self._named_skipped(round(skipped * world_size())),
             "dropped_steps": state.guard.dropped,
             "memory_bytes": psutil.Process().memory_info().rss,
             "seconds": state.seconds,
@@ -115,10 +115,9 @@ class TrainingLog:
             self._flops[self.shape] = flops_a_sample(self.state.config, vocabulary, *self.shape)
         return {"mfu": speed * self._flops[self.shape] / self._peak}
 
-    def _skipped(self) -> int:
-        """Return how many samples of all ranks others stood in for since the last line; rank 0 names the first."""
+    def _named_skipped(self, total: int) -> int:
+        """Name the first of so many samples that others stood in for on all ranks since the last line."""
         own = self.state.data.skipped
-        total = round(mean_over_ranks([len(own)])[0] * world_size())
         if total:
             first = torch.tensor((own + [-1] * SKIPPED_NAMED)[:SKIPPED_NAMED])
             numbers = [number for each in gather_states(first) for number in each.tolist() if number >= 0]

@@ -7,17 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from infra.logs import log, progress
 from train import checkpoint
 from train.accumulate import forward_backward
 from train.augment import DRAWS, augment
+from train.collectives import Vote
 from train.data import Batch
 from train.evaluate.together import measure_together
 from train.gradients import clip_gradients, zero_gradients
 from train.heartbeat import Heartbeat
 from train.log import TrainingLog
 from train.optim import learning_rate
-from train.parallel import any_rank, average_buffers, rank
+from train.parallel import average_buffers, rank
 from train.precision import laid_out
 from train.state import TrainingState
 from train.towers.vit import kept_patches
@@ -29,7 +33,7 @@ def fit(state: TrainingState, run: Path, is_stopped: Callable[[], bool]) -> dict
     Args:
         state: the run, new or loaded from a checkpoint.
         run: its folder, for the log and the checkpoints.
-        is_stopped: asked after each step; one rank's yes stops all, with a checkpoint.
+        is_stopped: asked at the end of each step; one rank's yes stops all, with a checkpoint.
 
     Raises:
         RunError: a bad step that is not to be dropped (the message names it and samples of the batch), or a
@@ -46,15 +50,16 @@ def fit(state: TrainingState, run: Path, is_stopped: Callable[[], bool]) -> dict
         Heartbeat(lambda: state.step, run, config.log.stall_s),
     ):
         meter.advance(state.samples)
+        vote = Vote(is_stopped, saver.is_due)
         started, before = time.monotonic(), state.seconds
         batches = iter(state.data)
         while state.samples < state.total and not stopped:
             batch = next(batches)
             lines.shape = (batch.images.shape[-1], batch.tokens.shape[-1])
-            numbers = train_step(state, batch)
+            numbers = train_step(state, batch, vote)
             state.seconds = before + time.monotonic() - started
             lines.step(numbers, saver.pause_s)
-            stopped, due = any_rank(is_stopped()), any_rank(saver.is_due())
+            stopped, due = vote.answers
             if config.evaluate.suite and state.step % measured_every == 0:
                 saver.copied()  # the average takes the place of the weights for a while
                 lines.note(measure_together(state, run))
@@ -71,8 +76,11 @@ def fit(state: TrainingState, run: Path, is_stopped: Callable[[], bool]) -> dict
     return result | {name: state.metrics[name] for name in kept if name in state.metrics}
 
 
-def train_step(state: TrainingState, batch: Batch) -> dict[str, float]:
-    """Take one step of the optimiser on one batch; return this rank's numbers to log, none if it was dropped."""
+def train_step(state: TrainingState, batch: Batch, vote: Vote | None = None) -> dict[str, float]:
+    """Take one step of the optimiser on one batch; return this rank's numbers to log, none if it was dropped.
+
+    The device is waited for once, and `vote`, the step counted already, is the one message of its own kind.
+    """
     config = state.config.optim
     size = state.config.data.global_batch_size
     lengths = {name: state.samples_of(length) for name, length in (("warmup", config.warmup), ("decay", config.decay))}
@@ -87,12 +95,13 @@ def train_step(state: TrainingState, batch: Batch) -> dict[str, float]:
     kept = kept_patches(draws[:, DRAWS:], state.config.model.patch_dropout) if state.model.patch_draws else None
     loss, numbers = forward_backward(state, laid_out(images, state.config.parallel.channels_last), tokens, kept)
     norm = clip_gradients(state.parameters(), config.clip_norm)
-    logged = {"loss": loss.item(), **{name: value.item() for name, value in numbers.items()}}
-    logged["gradient_norm"] = norm.item()
+    logged = _fetched({"loss": loss, **numbers, "gradient_norm": norm})
 
-    fault = state.guard.fault(logged["loss"], logged["gradient_norm"])
+    state.step += 1
+    state.samples += size
+    fault = state.guard.fault((vote or Vote()).take(logged["loss"]), logged["gradient_norm"])
     if fault:
-        state.guard.drop(fault, state.step, logged["loss"], logged["gradient_norm"], batch.keys)
+        state.guard.drop(fault, state.step - 1, logged["loss"], logged["gradient_norm"], batch.keys)
         logged = {}
     else:
         state.guard.accept()
@@ -102,9 +111,14 @@ def train_step(state: TrainingState, batch: Batch) -> dict[str, float]:
         if state.average is not None:
             state.average.update(state.model)
     zero_gradients(state.parameters())
-    state.step += 1
-    state.samples += size
     return logged
+
+
+def _fetched(scalars: dict[str, Tensor]) -> dict[str, float]:
+    """Return scalars of the device as numbers, all in one transfer."""
+    place = scalars["loss"].device
+    values = torch.stack([value.detach().to(place, torch.float64) for value in scalars.values()])
+    return dict(zip(scalars, values.tolist(), strict=True))
 
 
 def resumed(state: TrainingState, run: Path) -> TrainingState:
