@@ -135,6 +135,7 @@ TRAINING: dict[str, str] = {
     "mfu": "Model FLOP/s by the devices' peak",
     "waiting_share": "Share of the time spent waiting for data",
     "checkpoint_pause_s": "Seconds the loop has waited for checkpoints",
+    "evaluate_s": "Seconds that measurements have taken",
     "skipped": "Samples that could not be used since the line before",
     "dropped_steps": "Bad steps dropped",
     "memory_bytes": "Resident memory of rank 0, bytes",

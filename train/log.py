@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from infra.logs import Meter, log
+from train.clock import TrainingClock
 from train.flops import flops_a_sample, peak_flops
 from train.parallel import gather_states, mean_over_ranks, rank, world_size
 from train.sinks import open_sinks
@@ -29,6 +29,9 @@ class TrainingLog:
         state: the run.
         meter: shows the newest numbers.
 
+    Attributes:
+        clock: tells training from measuring.
+
     Raises:
         UserError: something that lines are to go to is not installed.
     """
@@ -39,6 +42,7 @@ class TrainingLog:
         self.shape = (0, 0)
         self._sinks = open_sinks(state.config, folder, state.step) if rank() == 0 else []
         self._peak = peak_flops(state.device, state.dtype, state.config.log.peak_flops)
+        self.clock = TrainingClock()
         self._flops: dict[tuple[int, int], float] = {}
         self._begin()
 
@@ -72,10 +76,10 @@ class TrainingLog:
     def _begin(self) -> None:
         self._sums: dict[str, float] = {}
         self._steps = self._taken = 0
-        self._started, self._waited_s = time.monotonic(), self.state.data.waited_s
+        self._waited_s = self.state.data.waited_s
 
     def _write(self, pause_s: float) -> None:
-        state, seconds = self.state, max(time.monotonic() - self._started, 1e-9)
+        state, seconds = self.state, self.clock.lap(pause_s)
         waiting = (state.data.waited_s - self._waited_s) / seconds
         own = [*(total / self._taken for total in self._sums.values()), waiting, len(state.data.skipped)]
         *means, waiting, skipped = mean_over_ranks(own)
@@ -94,6 +98,7 @@ class TrainingLog:
             **self._utilisation(speed / world_size()),
             "waiting_share": waiting,
             "checkpoint_pause_s": round(pause_s, 3),
+            "evaluate_s": round(self.clock.evaluate_s, 3),
             "skipped": self._named_skipped(round(skipped * world_size())),
             "dropped_steps": state.guard.dropped,
             "memory_bytes": psutil.Process().memory_info().rss,

@@ -47,7 +47,7 @@ def fit(state: TrainingState, run: Path, is_stopped: Callable[[], bool]) -> dict
         progress("train", state.total, "samples") as meter,
         checkpoint.Saver(state, run) as saver,
         TrainingLog(run, state, meter) as lines,
-        Heartbeat(lambda: state.step, run, config.log.stall_s),
+        Heartbeat(lambda: state.step, run, config.log.stall_s) as beats,
     ):
         meter.advance(state.samples)
         vote = Vote(is_stopped, saver.is_due)
@@ -62,7 +62,9 @@ def fit(state: TrainingState, run: Path, is_stopped: Callable[[], bool]) -> dict
             stopped, due = vote.answers
             if config.evaluate.suite and state.step % measured_every == 0:
                 saver.copied()  # the average takes the place of the weights for a while
-                lines.note(measure_together(state, run))
+                with lines.clock.measuring(), beats.at_length():
+                    found = measure_together(state, run)
+                lines.note(found)
             if state.step % saver.every == 0 or due or stopped:
                 saver.save()
             saver.check()
