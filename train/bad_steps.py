@@ -23,6 +23,10 @@ NAMED_KEYS = 8
 """Keys of a batch that a message names; the file has them all."""
 
 
+class BadStepError(RunError):
+    """A bad step that ends the run: raised on every rank, after the same step."""
+
+
 class StepGuard:
     """Judges every step before the optimiser takes it.
 
@@ -69,7 +73,7 @@ class StepGuard:
         """Write a step down and undo what its forward pass changed; every rank must call it.
 
         Raises:
-            RunError: bad steps end the run, or there have been too many in a row.
+            BadStepError: bad steps end the run, or there have been too many in a row.
         """
         line = {"step": step, "rank": rank(), "fault": fault, "loss": _plain(loss), "gradient_norm": _plain(norm)}
         self._write([*_of_all_ranks({**line, "keys": list(keys)})])
@@ -80,9 +84,11 @@ class StepGuard:
             "or lower optim.learning_rate in a run of its own"
         )
         if self.config.on_bad_step == "stop":
-            raise RunError(f"{where}; {advice}")
+            raise BadStepError(f"{where}; {advice}")
         if self.in_a_row >= self.config.max_bad_steps:
-            raise RunError(f"{where}; the last {self.in_a_row} steps were all dropped (optim.max_bad_steps); {advice}")
+            raise BadStepError(
+                f"{where}; the last {self.in_a_row} steps were all dropped (optim.max_bad_steps); {advice}"
+            )
         for buffer, before in self._buffers:
             buffer.copy_(before)
 
