@@ -81,7 +81,7 @@ class StepGuard:
         where = f"step {step}: {fault} (loss {loss}); samples on rank {rank()}: {', '.join(keys[:NAMED_KEYS])}, ..."
         advice = (
             f"all are in {self.path}; look at them, go on with optim.on_bad_step = 'skip' or a lower optim.clip_norm, "
-            "or lower optim.learning_rate in a run of its own"
+            "or a lower optim.learning_rate (--set optim.learning_rate=... --changed-config)"
         )
         if self.config.on_bad_step == "stop":
             raise BadStepError(f"{where}; {advice}")

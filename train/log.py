@@ -70,7 +70,7 @@ class TrainingLog:
             self._begin()
 
     def note(self, numbers: dict[str, Any]) -> None:
-        """Write a line of its own, for a measurement."""
+        """Write a line of its own, for a measurement or a remark."""
         self._put({"step": self.state.step, "samples": self.state.samples, **numbers})
 
     def _begin(self) -> None:

@@ -50,6 +50,8 @@ def fit(state: TrainingState, run: Path, is_stopped: Callable[[], bool]) -> dict
         Heartbeat(lambda: state.step, run, config.log.stall_s) as beats,
     ):
         meter.advance(state.samples)
+        if state.changed:
+            lines.note({"note": f"goes on under a changed configuration: {'; '.join(state.changed)}"})
         vote = Vote(is_stopped, saver.is_due)
         started, before = time.monotonic(), state.seconds
         batches = iter(state.data)
