@@ -126,6 +126,7 @@ TRAINING: dict[str, str] = {
     "epoch": "Epochs seen",
     "loss": "Loss, mean since the line before",
     "accuracy": "Share of pairs ranked first in the batch",
+    "averaged_steps": "Steps that loss, accuracy and gradient norm are means over",
     "temperature": "1 / logit scale",
     "learning_rate": "Learning rate",
     "gradient_norm": "Norm of the gradient before clipping",

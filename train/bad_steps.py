@@ -15,6 +15,7 @@ from infra.errors import RunError
 from infra.storage import full_disk_is_named
 from train.optim import OptimConfig
 from train.parallel import rank, world_size
+from train.sinks.jsonl import cut
 
 BAD_STEPS_NAME = "bad-steps.jsonl"
 WINDOW = 100
@@ -40,6 +41,11 @@ class StepGuard:
         self.dropped = self.in_a_row = self.seen = 0
         self.mean_loss = 0.0
         self._buffers: list[tuple[Tensor, Tensor]] = []
+
+    def take_back(self, steps: int) -> None:
+        """Take out of the record what is known of bad steps after so many, which are about to be taken again."""
+        if rank() == 0 and self.path.exists():
+            cut(self.path.parent, self.path.name, steps - 1)  # a line's step is the number of those before it
 
     def begin(self, model: nn.Module) -> None:
         """Keep what the forward pass changes and a dropped step must not."""

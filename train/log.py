@@ -89,6 +89,7 @@ class TrainingLog:
             "samples": state.samples,
             "epoch": round(state.samples / state.data.epoch_samples, 3),
             **dict(zip(self._sums, means, strict=False)),
+            "averaged_steps": self._taken,
             # Not 1 / exp: the scale of a run that diverges is 0, which the gradient's own check is to say.
             "temperature": state.model.logit_scale.neg().exp().item(),
             "learning_rate": state.optimizer.param_groups[0]["lr"],

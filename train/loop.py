@@ -50,6 +50,7 @@ def fit(state: TrainingState, run: Path, is_stopped: Callable[[], bool]) -> dict
         Heartbeat(lambda: state.step, run, config.log.stall_s) as beats,
     ):
         meter.advance(state.samples)
+        state.guard.take_back(state.step)
         if state.changed:
             lines.note({"note": f"goes on under a changed configuration: {'; '.join(state.changed)}"})
         vote = Vote(is_stopped, saver.is_due)
