@@ -41,7 +41,7 @@ class TrainingLog:
         self.every = state.steps_of(state.config.log.every)
         self.shape = (0, 0)
         self._sinks = open_sinks(state.config, folder, state.step) if rank() == 0 else []
-        self._peak = peak_flops(state.device, state.dtype, state.config.log.peak_flops)
+        self._peak = peak_flops(state.device, state.dtype, state.config.log.peak_flops) if rank() == 0 else 0.0
         self.clock = TrainingClock()
         self._flops: dict[tuple[int, int], float] = {}
         self._begin()
