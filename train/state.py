@@ -173,8 +173,10 @@ def build(config: RunConfig, run: str | Path) -> TrainingState:
     if config.parallel.channels_last:
         model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     context = model.context_length
-    place = {"rank": rank(), "world_size": world_size(), "device": device}
-    data = PairReader(config.data, config.augment, tokenizer, context, patch_draws=model.patch_draws, **place)
+    data = PairReader(
+        config.data, config.augment, tokenizer, context,
+        rank=rank(), world_size=world_size(), patch_draws=model.patch_draws, device=device,
+    )  # fmt: skip
     total = in_samples(config.length, batch=config.data.global_batch_size, epoch=data.epoch_samples)
     data.total = total
     dtype = chosen(config.parallel.precision, device)
