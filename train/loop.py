@@ -74,8 +74,10 @@ def fit(state: TrainingState, run: Path, is_stopped: Callable[[], bool]) -> dict
         batches.close()  # type: ignore[attr-defined]
         if saver.saved_step < state.step:
             saver.save()
-    if state.samples < state.total:
-        return None
+    return _result(state) if state.samples >= state.total else None
+
+
+def _result(state: TrainingState) -> dict[str, Any]:
     kept = ("loss", "accuracy", "temperature", "samples_per_s", "memory_bytes")
     result = {"steps": state.step, "samples": state.samples, "seconds": round(state.seconds, 2)}
     return result | {name: state.metrics[name] for name in kept if name in state.metrics}

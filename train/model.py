@@ -110,8 +110,9 @@ class DualEncoder(nn.Module):
     def patch_draws(self) -> int:
         """Uniform numbers that patch dropout takes of a picture, one a patch; 0 without it."""
         tower = self.visual
-        drops = isinstance(tower, VisionTransformer | MapVisionTransformer) and tower.patch_dropout
-        return tower.patches if drops else 0
+        if isinstance(tower, VisionTransformer | MapVisionTransformer) and tower.patch_dropout:
+            return tower.patches
+        return 0
 
     def encode_image(self, images: Tensor, normalize: bool = False, kept: Tensor | None = None) -> Tensor:
         """Map normalised images `[B, 3, H, W]` to features `[B, D]`.
