@@ -1,8 +1,9 @@
 """How long does a training step take beside open_clip's: same model, batch and threads, on the CPU?
 
 A step is forward pass, loss, backward pass, AdamW and the bound on the logit scale, in float32, without clipping. Ours
-takes our model, objective and optimiser; the other open_clip's model, its `ClipLoss` and AdamW as its trainer sets
-it up (decay on matrices alone). Both begin with the same weights and see the same pairs; their losses are printed.
+takes our model, objective and parameter groups; the other open_clip's model, its `ClipLoss` and the groups of its
+trainer. AdamW is the same on both sides, fused, with the same settings; `without_optimizer` leaves it out, with the
+bound and the zeroing of gradients. Both begin with the same weights and see the same pairs; their losses are printed.
 Steps alternate, what is counted is the process' CPU time (and, as `by_the_clock`, the wall's), and a ratio is the
 median over neighbouring steps.
 
@@ -16,9 +17,9 @@ import importlib
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import peers
 import torch
@@ -30,27 +31,35 @@ from train.optim import OptimConfig, create_optimizer
 from train.precision import laid_out
 
 OPTIM = OptimConfig(learning_rate=1e-5, weight_decay=0.2)
-Step = Callable[[Tensor, Tensor], float]
 
 
-def our_step(model: DualEncoder) -> Step:
-    """Return what takes one step of ours and returns the loss."""
+class Side(NamedTuple):
+    """The two parts of a step: one leaves gradients and returns the loss, the other is the optimiser's."""
+
+    gradients: Callable[[Tensor, Tensor], Tensor]
+    update: Callable[[], None]
+
+
+def our_side(model: DualEncoder) -> Side:
+    """Return our step."""
     objective, optimizer = create_objective("clip"), create_optimizer(model, OPTIM)
     model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as a run has it by default
 
-    def step(images: Tensor, tokens: Tensor) -> float:
+    def gradients(images: Tensor, tokens: Tensor) -> Tensor:
         loss, _ = objective(model(laid_out(images, True), tokens), tokens)
         loss.backward()
+        return loss
+
+    def update() -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
         objective.constrain(model)
-        return loss.item()
 
-    return step
+    return Side(gradients, update)
 
 
-def open_clip_step(model: Any, folder: Path) -> Step:
-    """Return what takes one step of open_clip's and returns the loss."""
+def open_clip_side(model: Any, folder: Path) -> Side:
+    """Return open_clip's step."""
     peers.found(folder, "open_clip", peers.OPEN_CLIP)
     loss_of = importlib.import_module("open_clip.loss").ClipLoss(local_loss=False, cache_labels=True)
     named = list(model.named_parameters())
@@ -61,19 +70,49 @@ def open_clip_step(model: Any, folder: Path) -> Step:
         {"params": [value for _, value in named if id(value) not in kept], "weight_decay": OPTIM.weight_decay},
     ]
     betas = (OPTIM.beta1, OPTIM.beta2)
-    optimizer = torch.optim.AdamW(groups, lr=OPTIM.learning_rate, betas=betas, eps=OPTIM.epsilon)
+    optimizer = torch.optim.AdamW(groups, lr=OPTIM.learning_rate, betas=betas, eps=OPTIM.epsilon, fused=True)
 
-    def step(images: Tensor, tokens: Tensor) -> float:
-        optimizer.zero_grad()
+    def gradients(images: Tensor, tokens: Tensor) -> Tensor:
         image, text, scale = model(images, tokens)
-        loss = loss_of(image, text, scale)
+        loss: Tensor = loss_of(image, text, scale)
         loss.backward()
+        return loss
+
+    def update() -> None:
         optimizer.step()
+        optimizer.zero_grad()
         with torch.no_grad():
             model.logit_scale.clamp_(0, 4.6052)
-        return float(loss.item())
 
-    return step
+    return Side(gradients, update)
+
+
+class Spent:
+    """What steps have taken, by side: CPU seconds with and without the optimiser, and the wall's with it."""
+
+    def __init__(self, sides: Mapping[str, Side]) -> None:
+        self.sides = sides
+        self.whole: dict[str, list[float]] = {who: [] for who in sides}
+        self.gradients: dict[str, list[float]] = {who: [] for who in sides}
+        self.clock: dict[str, list[float]] = {who: [] for who in sides}
+        self.losses: dict[str, list[float]] = {who: [] for who in sides}
+
+    def step(self, who: str, images: Tensor, tokens: Tensor, *, counted: bool) -> None:
+        """Take one step of a side."""
+        looked, begun = time.perf_counter(), time.process_time()
+        loss = self.sides[who].gradients(images, tokens).item()
+        between = time.process_time()
+        self.sides[who].update()
+        if counted:
+            self.whole[who].append(time.process_time() - begun)
+            self.gradients[who].append(between - begun)
+            self.clock[who].append(time.perf_counter() - looked)
+        self.losses[who].append(loss)
+
+
+def share(seconds: Mapping[str, list[float]]) -> float:
+    """Return how many times open_clip's ours takes: the median over neighbouring steps."""
+    return statistics.median(a / b for a, b in zip(seconds["pairmill"], seconds["open_clip"], strict=True))
 
 
 def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
@@ -82,30 +121,22 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
     ours = create_model(name).train()
     theirs: nn.Module = peers.open_clip_model(given.open_clip, name).train()
     theirs.load_state_dict(ours.state_dict(), strict=True)
-    steps = {"pairmill": our_step(ours), "open_clip": open_clip_step(theirs, given.open_clip)}
+    spent = Spent({"pairmill": our_side(ours), "open_clip": open_clip_side(theirs, given.open_clip)})
     side = ours.image_size or 224
     images = torch.randn(given.batch, 3, side, side)
     tokens = torch.randint(1, 49406, (given.batch, ours.context_length))
     tokens[:, -1] = 49407
-    spent: dict[str, list[float]] = {who: [] for who in steps}
-    walls: dict[str, list[float]] = {who: [] for who in steps}
-    losses: dict[str, list[float]] = {who: [] for who in steps}
     for number in range(given.steps + 1):
-        for who in list(steps)[:: 1 if number % 2 else -1]:
-            begun, looked = time.process_time(), time.perf_counter()
-            losses[who].append(steps[who](images, tokens))
-            if number:  # the first one sets everything up
-                spent[who].append(time.process_time() - begun)
-                walls[who].append(time.perf_counter() - looked)
-    share = statistics.median(a / b for a, b in zip(spent["pairmill"], spent["open_clip"], strict=True))
+        for who in list(spent.sides)[:: 1 if number % 2 else -1]:
+            spent.step(who, images, tokens, counted=number > 0)  # the first one sets everything up
     return {
-        "cpu_seconds": {who: round(statistics.median(seconds), 4) for who, seconds in spent.items()},
-        "first_losses": {who: values[:2] for who, values in losses.items()},
-        "share_of_open_clip": round(share, 3),
-        "share_by_the_clock": round(
-            statistics.median(a / b for a, b in zip(walls["pairmill"], walls["open_clip"], strict=True)), 3
-        ),
-        "ratio": round(1 / share, 3),
+        "cpu_seconds": {who: round(statistics.median(seconds), 4) for who, seconds in spent.whole.items()},
+        "first_losses": {who: values[:2] for who, values in spent.losses.items()},
+        "share_of_open_clip": round(share(spent.whole), 3),
+        "share_without_optimizer": round(share(spent.gradients), 3),
+        "share_by_the_clock": round(share(spent.clock), 3),
+        "ratio": round(1 / share(spent.whole), 3),
+        "ratio_without_optimizer": round(1 / share(spent.gradients), 3),
     }
 
 

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,6 +71,30 @@ def override(base: ConfigT, given: ConfigT) -> ConfigT:
             merged[name] = value
     explicit = base.model_fields_set | given.model_fields_set
     return type(base).model_validate({name: merged[name] for name in explicit})
+
+
+def assigned(base: ConfigT, settings: Sequence[str], *, source: str) -> ConfigT:
+    """Lay settings such as `image.size=256` over a configuration; a value is TOML's or, where it is none, a text.
+
+    Raises:
+        UserError: a setting without `=`, an unknown key, or a value out of range; `source` is named.
+    """
+    raw = base.model_dump(mode="json", exclude_unset=True)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"{source} {setting}: gives no value; write KEY=VALUE")
+        *tables, name = key.strip().split(".")
+        place = raw
+        for table in tables:
+            if not isinstance(place.get(table), dict):
+                place[table] = {}
+            place = place[table]
+        try:
+            place[name] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            place[name] = text.strip()
+    return parse(raw, type(base), source=source)
 
 
 def essence(config: Config) -> dict[str, Any]:

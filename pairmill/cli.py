@@ -215,11 +215,19 @@ def train(
     min_nproc: Annotated[
         int | None, Parameter(help="with ray: fewest processes to go on with after the loss of nodes; NPROC by default")
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        Parameter(name="--set", negative=(), help="KEY=VALUE, such as optim.learning_rate=1e-4, over the file's"),
+    ] = None,
+    changed_config: Annotated[
+        bool,
+        Parameter(negative=(), help="go on under another learning rate, decay, beta or epsilon than the run's"),
+    ] = False,
     cluster: ClusterConfig = ClusterConfig(),
     json: Json = False,
 ) -> None:
     """Train; goes on from the newest checkpoint of the run. Also under `torchrun -m pairmill.cli train`."""
-    from infra.config import load_toml
+    from infra.config import assigned, load_toml
     from train.config import RunConfig
     from train.launch import Launcher, leads, on_this_machine
     from train.launch import train as run_training
@@ -229,7 +237,8 @@ def train(
         from train.ray_launch import RayLauncher
 
         start = RayLauncher(cluster, max_failures, min_nproc or 0)
-    result = run_training(load_toml(toml, RunConfig), run or toml.with_suffix(""), nproc or 1, start)
+    config = assigned(load_toml(toml, RunConfig), settings or (), source="--set")
+    result = run_training(config, run or toml.with_suffix(""), nproc or 1, start, may_change=changed_config)
     if leads():
         emit(result, json, show.mapping)
 

@@ -41,33 +41,46 @@ class RandomState(NamedTuple):
             torch.cuda.set_rng_state(self.cuda, device)
 
 
-def forward_backward(state: TrainingState, images: Tensor, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+Part = tuple[Tensor, Tensor, Tensor | None]
+"""Images, token ids, and which patches are kept, of some samples."""
+
+
+def forward_backward(
+    state: TrainingState, images: Tensor, tokens: Tensor, kept: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Leave on every parameter the gradient of the whole batch's loss.
 
     Args:
         state: the run; `parallel.micro_batch` says how many samples are encoded at once.
         images: normalised images `[B, 3, H, W]` of this rank.
         tokens: token ids `[B, L]`.
+        kept: numbers of the patches that patch dropout leaves `[B, K]`; None: all, or drawn by the tower.
 
     Returns:
         This rank's share of the loss, and the objective's numbers.
     """
     size = state.config.parallel.micro_batch
     if size and size < len(images):
-        loss, numbers = _in_parts(state, list(zip(images.split(size), tokens.split(size), strict=True)), tokens)
+        shares = kept.split(size) if kept is not None else [None] * -(-len(images) // size)
+        parts: list[Part] = list(zip(images.split(size), tokens.split(size), shares, strict=True))
+        loss, numbers = _in_parts(state, parts, tokens)
     else:
-        loss, numbers = _at_once(state, images, tokens)
+        loss, numbers = _at_once(state, images, tokens, kept)
     average_gradients(state.parallel, state.objective)
     return loss.detach(), numbers
 
 
-def _encode(state: TrainingState, images: Tensor, tokens: Tensor, needs: frozenset[str]) -> Features:
+def _encode(
+    state: TrainingState, images: Tensor, tokens: Tensor, kept: Tensor | None, needs: frozenset[str]
+) -> Features:
     with autocast(state.dtype, state.device):
-        return state.parallel(images, tokens, needs)
+        return state.parallel(images, tokens, needs, kept=kept)
 
 
-def _at_once(state: TrainingState, images: Tensor, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    features = _encode(state, images, tokens, read_by_samples(state.objective))
+def _at_once(
+    state: TrainingState, images: Tensor, tokens: Tensor, kept: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    features = _encode(state, images, tokens, kept, read_by_samples(state.objective))
     loss, numbers = state.objective(features, tokens)
     if isinstance(state.objective, SampleSum):
         added, more = _of_samples(state, features, tokens, state.objective.denominator(tokens))
@@ -76,15 +89,13 @@ def _at_once(state: TrainingState, images: Tensor, tokens: Tensor) -> tuple[Tens
     return loss, numbers
 
 
-def _in_parts(
-    state: TrainingState, parts: list[tuple[Tensor, Tensor]], tokens: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _in_parts(state: TrainingState, parts: list[Part], tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     features, randoms = _features(state, parts)
     loss, numbers = state.objective(features, tokens)
     loss.backward()
     denominator = state.objective.denominator(tokens) if isinstance(state.objective, SampleSum) else None
     after = RandomState.now(state.device)
-    sizes = [len(images) for images, _ in parts]
+    sizes = [len(images) for images, *_ in parts]
     gradients = [_parts_of(field, sizes) for field in features]
     for number, (part, random) in enumerate(zip(parts, randoms, strict=True)):
         random.restore(state.device)
@@ -115,15 +126,15 @@ def _of_samples(
         return state.objective.of_samples(features, tokens, denominator)
 
 
-def _features(state: TrainingState, parts: list[tuple[Tensor, Tensor]]) -> tuple[Features, list[RandomState]]:
+def _features(state: TrainingState, parts: list[Part]) -> tuple[Features, list[RandomState]]:
     """Encode all parts without a graph: leaves that take a gradient, and the random state before each part."""
     found, randoms, statistics = [], [], MeanUpdate(state.model)
-    samples = sum(len(images) for images, _ in parts)
+    samples = sum(len(images) for images, *_ in parts)
     with torch.no_grad():
-        for images, tokens in parts:
+        for images, tokens, kept in parts:
             randoms.append(RandomState.now(state.device))
             with put_aside(state.model) as updated:
-                found.append(_encode(state, images, tokens, read_by_call(state.objective)))
+                found.append(_encode(state, images, tokens, kept, read_by_call(state.objective)))
                 statistics.add(updated, len(images) / samples)
         statistics.apply()
     return Features(*(_leaf(field) for field in zip(*found, strict=True))), randoms

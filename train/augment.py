@@ -6,6 +6,7 @@ size, nor on the number of loader threads, nor on what else is in the batch.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Sequence
@@ -97,12 +98,12 @@ def crop_box(
 
 def normalise(images: Tensor) -> Tensor:
     """Map uint8 RGB `[B, 3, H, W]` to float32 with CLIP's mean and deviation."""
-    mean, std = (torch.tensor(value, device=images.device).view(1, 3, 1, 1) for value in (MEAN, STD))
+    mean, std = (_constant(value, images.device).view(1, 3, 1, 1) for value in (MEAN, STD))
     return (images.float() / 255 - mean) / std
 
 
 def augment(images: Tensor, numbers: Tensor, config: AugmentConfig) -> Tensor:
-    """Turn uint8 crops `[B, 3, H, W]` and their draws `[B, DRAWS]` into changed, normalised float32."""
+    """Turn uint8 crops `[B, 3, H, W]` and their draws `[B, DRAWS]` or more into changed, normalised float32."""
     u = numbers[:, CROP_DRAWS:]
     x = images.float() / 255
     x = _move(x, u, config)
@@ -111,7 +112,7 @@ def augment(images: Tensor, numbers: Tensor, config: AugmentConfig) -> Tensor:
         x = torch.where(_chosen(u[:, 9], config.blur), _blurred(x), x)
     if config.erase:
         x = _erase(x, u[:, 10:15], config.erase)
-    mean, std = (torch.tensor(value, device=x.device).view(1, 3, 1, 1) for value in (MEAN, STD))
+    mean, std = (_constant(value, x.device).view(1, 3, 1, 1) for value in (MEAN, STD))
     return (x - mean) / std
 
 
@@ -129,8 +130,7 @@ def _move(x: Tensor, u: Tensor, config: AugmentConfig) -> Tensor:
 
 def _recolour(x: Tensor, u: Tensor, config: AugmentConfig) -> Tensor:
     """Change brightness, contrast, saturation and hue: one 3x3 matrix and one offset a sample."""
-    luma = torch.tensor(LUMA, device=x.device)
-    grey = luma.expand(3, 3)
+    grey = _constant(LUMA, x.device).expand(3, 3)
     identity = torch.eye(3, device=x.device)
     chosen = u[:, 8] < config.grey
     saturation = torch.where(chosen, torch.zeros_like(u[:, 7]), 1 + (2 * u[:, 7] - 1) * config.saturation)
@@ -149,14 +149,14 @@ def _recolour(x: Tensor, u: Tensor, config: AugmentConfig) -> Tensor:
 def _hue_rotation(angle: Tensor) -> Tensor:
     """Turn colours around the grey axis by `angle` `[B]` (Rodrigues' formula): `[B, 3, 3]`."""
     k = 3**-0.5
-    cross = torch.tensor([[0.0, -k, k], [k, 0.0, -k], [-k, k, 0.0]], device=angle.device)
+    cross = _constant((0.0, -k, k, k, 0.0, -k, -k, k, 0.0), angle.device).view(3, 3)
     identity = torch.eye(3, device=angle.device)
     cos, sin = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
     return cos * identity + sin * cross + (1 - cos) / 3
 
 
 def _blurred(x: Tensor) -> Tensor:
-    line = torch.tensor([0.25, 0.5, 0.25], device=x.device)
+    line = _constant((0.25, 0.5, 0.25), x.device)
     kernel = (line[:, None] * line[None]).expand(3, 1, 3, 3)
     return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
 
@@ -169,6 +169,12 @@ def _erase(x: Tensor, u: Tensor, probability: float) -> Tensor:
     top, left = u[:, 3].view(-1, 1, 1, 1) * (1 - side_y), u[:, 4].view(-1, 1, 1, 1) * (1 - side_x)
     inside = (rows >= top) & (rows < top + side_y) & (columns >= left) & (columns < left + side_x)
     return torch.where(inside & _chosen(u[:, 0], probability), torch.full_like(x, 0.5), x)
+
+
+@functools.cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # Made at each step they would each be a transfer that a card's queue has to run dry for.
+    return torch.tensor(values, device=device)
 
 
 def _chosen(u: Tensor, probability: float) -> Tensor:

@@ -14,13 +14,18 @@ from torch import Tensor, nn
 from infra.errors import RunError
 from infra.storage import full_disk_is_named
 from train.optim import OptimConfig
-from train.parallel import mean_over_ranks, rank, world_size
+from train.parallel import rank, world_size
+from train.sinks.jsonl import cut
 
 BAD_STEPS_NAME = "bad-steps.jsonl"
 WINDOW = 100
 """Steps that the running mean of the loss goes back."""
 NAMED_KEYS = 8
 """Keys of a batch that a message names; the file has them all."""
+
+
+class BadStepError(RunError):
+    """A bad step that ends the run: raised on every rank, after the same step."""
 
 
 class StepGuard:
@@ -37,6 +42,11 @@ class StepGuard:
         self.mean_loss = 0.0
         self._buffers: list[tuple[Tensor, Tensor]] = []
 
+    def take_back(self, steps: int) -> None:
+        """Take out of the record what is known of bad steps after so many, which are about to be taken again."""
+        if rank() == 0 and self.path.exists():
+            cut(self.path.parent, self.path.name, steps - 1)  # a line's step is the number of those before it
+
     def begin(self, model: nn.Module) -> None:
         """Keep what the forward pass changes and a dropped step must not."""
         if self.config.on_bad_step == "skip":
@@ -46,20 +56,19 @@ class StepGuard:
         """Return what is wrong with a step, the same on every rank; an empty string if nothing is.
 
         Args:
-            loss: this rank's share.
+            loss: mean over the ranks.
             norm: of the gradient, the same on all ranks.
         """
         if not math.isfinite(norm):
             return "the gradient is not finite"
         if not self.config.spike:
             return ""
-        mean = mean_over_ranks([loss])[0]
-        if not math.isfinite(mean):
+        if not math.isfinite(loss):
             return "the loss is not finite"
-        if self.seen and mean > self.config.spike * self.mean_loss:
-            return f"the loss, {mean:.4g}, is {mean / self.mean_loss:.4g} times its running mean"
+        if self.seen and loss > self.config.spike * self.mean_loss:
+            return f"the loss, {loss:.4g}, is {loss / self.mean_loss:.4g} times its running mean"
         self.seen += 1
-        self.mean_loss += (mean - self.mean_loss) / min(self.seen, WINDOW)
+        self.mean_loss += (loss - self.mean_loss) / min(self.seen, WINDOW)
         return ""
 
     def accept(self) -> None:
@@ -70,7 +79,7 @@ class StepGuard:
         """Write a step down and undo what its forward pass changed; every rank must call it.
 
         Raises:
-            RunError: bad steps end the run, or there have been too many in a row.
+            BadStepError: bad steps end the run, or there have been too many in a row.
         """
         line = {"step": step, "rank": rank(), "fault": fault, "loss": _plain(loss), "gradient_norm": _plain(norm)}
         self._write([*_of_all_ranks({**line, "keys": list(keys)})])
@@ -78,12 +87,14 @@ class StepGuard:
         where = f"step {step}: {fault} (loss {loss}); samples on rank {rank()}: {', '.join(keys[:NAMED_KEYS])}, ..."
         advice = (
             f"all are in {self.path}; look at them, go on with optim.on_bad_step = 'skip' or a lower optim.clip_norm, "
-            "or lower optim.learning_rate in a run of its own"
+            "or a lower optim.learning_rate (--set optim.learning_rate=... --changed-config)"
         )
         if self.config.on_bad_step == "stop":
-            raise RunError(f"{where}; {advice}")
+            raise BadStepError(f"{where}; {advice}")
         if self.in_a_row >= self.config.max_bad_steps:
-            raise RunError(f"{where}; the last {self.in_a_row} steps were all dropped (optim.max_bad_steps); {advice}")
+            raise BadStepError(
+                f"{where}; the last {self.in_a_row} steps were all dropped (optim.max_bad_steps); {advice}"
+            )
         for buffer, before in self._buffers:
             buffer.copy_(before)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
@@ -40,6 +40,27 @@ def mean_over_ranks(values: Iterable[float]) -> list[float]:
     if world_size() > 1:
         dist.all_reduce(numbers)
     return (numbers / world_size()).tolist()
+
+
+class Vote:
+    """Questions that the ranks answer together once a step, in one message with a number whose mean they want.
+
+    Args:
+        questions: each is asked on every rank.
+
+    Attributes:
+        answers: whether one rank at least said yes, question by question, when last asked.
+    """
+
+    def __init__(self, *questions: Callable[[], bool]) -> None:
+        self.questions = questions
+        self.answers = (False,) * len(questions)
+
+    def take(self, number: float) -> float:
+        """Ask; return the mean of the number over the ranks. Every rank must call it."""
+        mean, *shares = mean_over_ranks([number, *(float(question()) for question in self.questions)])
+        self.answers = tuple(share > 0 for share in shares)
+        return mean
 
 
 def any_rank(flag: bool) -> bool:

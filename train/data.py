@@ -7,19 +7,20 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 import webdataset as wds
 from torch import Tensor
 
 from infra.errors import UserError
 from infra.logs import log
 from infra.storage import Folder
+from shards.device import on_device
 from shards.index import Shard, load_or_scan
 from shards.layout import Status
 from shards.loader import Loader
@@ -34,18 +35,18 @@ from train.tokenizer import Tokenizer, pad
 ENDLESS_EPOCHS = 1_000_000
 """Epochs asked of the stream: the loop decides when a run is over, by samples."""
 CAPTIONS_AT_ONCE = 1024
+CPU = torch.device("cpu")
 START_METHOD = "forkserver"
 """Of loader processes: a fork of a rank would take over threads' locks and the process group's sockets."""
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """One rank's part of a step.
 
     Attributes:
         images: cropped pictures, uint8 `[B, 3, H, W]`.
         tokens: token ids `[B, L]`, padded with 0.
-        numbers: the samples' uniform draws `[B, DRAWS]`, for `augment`.
+        numbers: the samples' uniform draws `[B, DRAWS]`, for `augment`; for patch dropout, one a patch more.
         keys: the samples' keys.
         skipped: numbers of the samples that could not be used, and that others stand in for here.
         state: the stream's state after this batch.
@@ -69,6 +70,8 @@ class PairReader:
         context: longest text, tokens.
         rank: this process' number.
         world_size: number of processes.
+        patch_draws: numbers that a sample draws for patch dropout.
+        device: where batches are wanted; on their way to a card they are pinned, and copied while one is computed on.
 
     Raises:
         UserError: no shards, a batch that the ranks do not divide, or a corpus smaller than a batch.
@@ -83,21 +86,29 @@ class PairReader:
         *,
         rank: int = 0,
         world_size: int = 1,
+        patch_draws: int = 0,
+        device: torch.device = CPU,
     ) -> None:
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.device = config, tokenizer, device
         self.rank, self.world_size = rank, world_size
         self.stream = open_stream(config, rank, world_size)
         self.preparation = self.stream.decode = Preparation(
             config, crop, tokenizer, context,
             steps_per_epoch=self.stream.steps_per_epoch,
             captions=shuffled(captions(config.folder), config.seed) if config.shuffle_captions else None,
+            patch_draws=patch_draws,
         )  # fmt: skip
         self.loader = Loader(
-            self.stream, workers=config.workers, transform=together, prefetch=config.prefetch, start_method=START_METHOD
-        )
+            self.stream, workers=config.workers, transform=together, prefetch=config.prefetch,
+            pin_memory=self._pins, start_method=START_METHOD,
+        )  # fmt: skip
         self.waited_s = 0.0
         self.skipped: list[int] = []  # of the batches handed out, until `TrainingLog` has written them down
         self._state = self.stream.state_dict()
+
+    @property
+    def _pins(self) -> bool:
+        return self.device.type == "cuda"
 
     @property
     def epoch_samples(self) -> int:
@@ -128,7 +139,7 @@ class PairReader:
         pipeline = wds.DataPipeline(lambda: iter(self.loader), wds.map(self._batch))
         with Prefetched(pipeline, self.config.prefetch) as batches:
             started = time.monotonic()
-            for batch in batches:
+            for batch in on_device(batches, self.device):
                 self.waited_s += time.monotonic() - started
                 self._state = batch.state
                 self.skipped += batch.skipped
@@ -136,9 +147,10 @@ class PairReader:
                 started = time.monotonic()
 
     def _batch(self, columns: dict[str, Any]) -> Batch:
+        tokens = pad(columns["ids"], self.preparation.context if self.config.pad_to == "context" else 0)
         return Batch(
             images=columns["images"].permute(0, 3, 1, 2),
-            tokens=pad(columns["ids"], self.preparation.context if self.config.pad_to == "context" else 0),
+            tokens=tokens.pin_memory() if self._pins else tokens,
             numbers=columns["draws"],
             keys=tuple(columns["keys"]),
             skipped=tuple(columns["skipped"]),

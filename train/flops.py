@@ -6,11 +6,13 @@ have done in the time. What activation checkpointing computes again does not cou
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from infra.logs import log
 from train.config import RunConfig
 from train.model import create_model
 
@@ -23,30 +25,47 @@ class Peak(NamedTuple):
 
 
 PEAKS: dict[str, Peak] = {
-    # From NVIDIA's data sheets, without sparsity; float32 outside of tensor cores. The first name found counts.
+    # From NVIDIA's data sheets, without sparsity; float32 outside of tensor cores. By the words of the driver's names.
     "B200": Peak(2250e12, 80e12),
+    "GH200": Peak(989e12, 67e12),
     "H200": Peak(989e12, 67e12),
+    "H200 NVL": Peak(836e12, 60e12),
+    "H100": Peak(989e12, 67e12),  # SXM, whose name says HBM3 alone
     "H100 PCIe": Peak(756e12, 51e12),
-    "H100": Peak(989e12, 67e12),
+    "H100 NVL": Peak(836e12, 60e12),
     "A100": Peak(312e12, 19.5e12),
+    "A100 PCIe": Peak(312e12, 19.5e12),
     "A10G": Peak(70e12, 35e12),
     "A10": Peak(125e12, 31.2e12),
+    "L40": Peak(181e12, 90.5e12),
     "L40S": Peak(362e12, 91.6e12),
     "L4": Peak(121e12, 30.3e12),
     "V100": Peak(125e12, 15.7e12),
+    "V100 PCIe": Peak(112e12, 14e12),
     "T4": Peak(65e12, 8.1e12),
     "RTX 4090": Peak(165e12, 82.6e12),
     "RTX 3090": Peak(71e12, 35.6e12),
 }
+VARIANTS = {"nvl", "pcie", "ti", "d", "super", "laptop", "mig", "ada", "max", "q", "generation"}
+"""Words that make another card, or a part of one, of what stands beside them."""
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype, given: float = 0.0) -> float:
     """Return what a device can do in FLOP/s: `given`, else from the table, else 0 (unknown, as any CPU's is)."""
     if given or device.type != "cuda":
         return given
-    name = torch.cuda.get_device_name(device)
-    peak = next((peak for card, peak in PEAKS.items() if card in name), Peak(0.0, 0.0))
-    return peak.bfloat16 if dtype in (torch.bfloat16, torch.float16) else peak.float32
+    return card_peak(torch.cuda.get_device_name(device), dtype)
+
+
+def card_peak(name: str, dtype: torch.dtype) -> float:
+    """Return what the card that the driver calls `name` can do in FLOP/s; 0, and a warning, where nobody knows."""
+    words = set(re.findall(r"[a-z0-9]+", name.lower()))
+    for card, peak in PEAKS.items():
+        own = set(card.lower().split())
+        if own <= words and not (words - own) & VARIANTS:
+            return peak.bfloat16 if dtype in (torch.bfloat16, torch.float16) else peak.float32
+    log.warning("log.peak_flops: no peak of %s is known, so lines have no mfu; set it from the card's data sheet", name)
+    return 0.0
 
 
 def flops_a_sample(config: RunConfig, vocabulary: int, side: int, length: int) -> float:

@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,7 +34,9 @@ NAMED_RANKS = 8
 SLOW = 3
 """A step may take so many times what one takes."""
 RECENT = 0.1
-"""Weight of the newest steps in that: a long evaluation, or the first step's compilation, is soon forgotten."""
+"""Weight of the newest steps in that: the first step's compilation is soon forgotten."""
+LONG = 10
+"""What is no step, a measurement, may take so many times what a step may."""
 ROOT = str(Path(__file__).parent.parent)
 
 
@@ -55,6 +58,7 @@ class Heartbeat:
         self._heard: dict[int, tuple[int, float]] = {}
         self._beats = 0
         self._usual_s = 0.0
+        self._stage = 0  # odd: in the midst of what is no step
         self._looks = 0
         self._last: dict[int, dict[str, Any]] = {}
 
@@ -72,24 +76,37 @@ class Heartbeat:
         if self._thread.is_alive():
             self._thread.join(timeout=self.beat_s)
 
+    @contextmanager
+    def at_length(self) -> Iterator[None]:
+        """Be `LONG` times as patient while the block runs, which is no step and may take longer; every rank enters."""
+        self._stage += 1
+        try:
+            yield
+        finally:
+            self._stage += 1
+
     def _watch(self) -> None:
-        step, since, told = self.step(), time.monotonic(), 0.0
+        step, stage, since, told = self.step(), self._stage, time.monotonic(), 0.0
         while not self._left.wait(self.beat_s):
             now = time.monotonic()
             try:
                 self._beat()
-                if self.step() != step:
-                    took = (now - since) / (self.step() - step)
-                    self._usual_s += RECENT * (took - self._usual_s)
-                    step, since, told = self.step(), now, 0.0
+                if (self.step(), self._stage) != (step, stage):
+                    if self._stage == stage:
+                        took = (now - since) / (self.step() - step)
+                        self._usual_s += RECENT * (took - self._usual_s)
+                    step, stage, since, told = self.step(), self._stage, now, 0.0
                     self._looks = 0
-                elif now - since > max(self.stall_s, SLOW * self._usual_s) and self._look(now) and now > told:
+                elif now - since > self._patience_s(stage) and self._look(now) and now > told:
                     self._tell(now - since)
                     told = now + AGAIN_S
             except (RuntimeError, OSError) as error:
                 if not self._left.is_set():
                     log.warning("train: no rank is watched any more: %s", str(error).splitlines()[0])
                 return
+
+    def _patience_s(self, stage: int) -> float:
+        return max(self.stall_s, SLOW * self._usual_s) * (LONG if stage % 2 else 1)
 
     def _beat(self) -> None:
         self._beats += 1

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra.config import differences, essence, parse
+from infra.config import essence, parse
 from infra.errors import RunError, UserError
 from infra.lock import LOCK_NAME, exclusive
 from infra.storage import Folder
+from train.changes import check_same_run
+from train.checkpoint import hand_over
 from train.config import RunConfig
 from train.data import captions, open_stream
 from train.environment import told
@@ -35,7 +37,14 @@ def on_this_machine(config: RunConfig, run: Path, nproc: int) -> None:
     Ranks(run, nproc).wait()
 
 
-def train(config: RunConfig, run: str | Path, nproc: int = 1, launcher: Launcher = on_this_machine) -> dict[str, Any]:
+def train(
+    config: RunConfig,
+    run: str | Path,
+    nproc: int = 1,
+    launcher: Launcher = on_this_machine,
+    *,
+    may_change: bool = False,
+) -> dict[str, Any]:
     """Train in the folder `run`, going on from its newest checkpoint; a finished run is left as it is.
 
     Under torchrun's environment (`WORLD_SIZE` set) this process is one rank; otherwise `launcher` starts `nproc`.
@@ -45,6 +54,7 @@ def train(config: RunConfig, run: str | Path, nproc: int = 1, launcher: Launcher
         run: local folder for `config.json`, `tokenizer.json`, `log.jsonl`, `checkpoints/` and `result.json`.
         nproc: number of ranks.
         launcher: what starts them.
+        may_change: a run that was begun under other values of `train.changes.CHANGEABLE` goes on under these.
 
     Returns:
         `steps`, `samples`, `seconds`, and the last log line's `loss`, `accuracy`, `temperature`,
@@ -60,20 +70,22 @@ def train(config: RunConfig, run: str | Path, nproc: int = 1, launcher: Launcher
     if place is not None:
         if launcher is not on_this_machine:
             raise UserError("--launcher ray: this process is a rank of torchrun's already; start it without torchrun")
-        return _as_rank(config, run, place.world_size)
+        return _as_rank(config, run, place.world_size, may_change)
     if nproc < 1:
         raise UserError(f"nproc: {nproc} processes; start at least 1")
     _check_is_a_run(Folder(run))
     with exclusive(Folder(run)):
-        done = prepare(config, run, nproc)
+        done = prepare(config, run, nproc, may_change=may_change)
         if done is None:
             launcher(config, run, nproc)
             done = Folder(run).read_json(RESULT_NAME)
     return dict(done)
 
 
-def prepare(config: RunConfig, run: Path, world_size: int) -> dict[str, Any] | None:
+def prepare(config: RunConfig, run: Path, world_size: int, *, may_change: bool = False) -> dict[str, Any] | None:
     """Check the configuration and write the run's folder; return the result if it is finished already.
+
+    `may_change` as in `train`.
 
     Raises:
         UserError: something in the configuration does not work out, or the folder holds another run.
@@ -83,11 +95,8 @@ def prepare(config: RunConfig, run: Path, world_size: int) -> dict[str, Any] | N
     before = None
     if folder.exists(CONFIG_NAME):
         before = parse(folder.read_json(CONFIG_NAME), RunConfig, source=folder.path(CONFIG_NAME))
-        changed = differences(essence(before), essence(config))
-        if changed:
-            raise UserError(
-                f"{run}: holds a run of another configuration ({'; '.join(changed[:4])}); take a new folder"
-            )
+        if check_same_run(before, config, str(run), may_change=may_change) and not folder.exists(RESULT_NAME):
+            hand_over(before, config)
     if folder.exists(RESULT_NAME):
         return dict(folder.read_json(RESULT_NAME))
     open_stream(config.data, 0, world_size).check_workers(config.data.workers)
@@ -135,13 +144,13 @@ def leads() -> bool:
     return place is None or place.rank == 0
 
 
-def _as_rank(config: RunConfig, run: Path, world_size: int) -> dict[str, Any]:
+def _as_rank(config: RunConfig, run: Path, world_size: int, may_change: bool) -> dict[str, Any]:
     """Be one rank of torchrun's; rank 0 holds the run's folder for all of them."""
     if not leads():
-        return _trained(_prepared(config, run) or run_rank(config, run), run)
+        return _trained(_prepared(config, run, may_change) or run_rank(config, run), run)
     _check_is_a_run(Folder(run))
     with exclusive(Folder(run)):
-        return _trained(prepare(config, run, world_size) or run_rank(config, run), run)
+        return _trained(prepare(config, run, world_size, may_change=may_change) or run_rank(config, run), run)
 
 
 def _trained(result: dict[str, Any] | None, run: Path) -> dict[str, Any]:
@@ -150,12 +159,16 @@ def _trained(result: dict[str, Any] | None, run: Path) -> dict[str, Any]:
     return result
 
 
-def _prepared(config: RunConfig, run: Path) -> dict[str, Any] | None:
+def _prepared(config: RunConfig, run: Path, may_change: bool) -> dict[str, Any] | None:
     """Wait until rank 0 has written the folder; torchrun ends this rank if that one fails."""
     folder, wanted = Folder(run), essence(config)
     while not (folder.exists(CONFIG_NAME) and folder.exists(TOKENIZER_NAME)):
         time.sleep(POLL_S)
-    found = parse(folder.read_json(CONFIG_NAME), RunConfig, source=folder.path(CONFIG_NAME))
-    if essence(found) != wanted:
-        raise UserError(f"{run}: holds a run of another configuration; take a new folder")
+    while not folder.exists(RESULT_NAME):
+        found = parse(folder.read_json(CONFIG_NAME), RunConfig, source=folder.path(CONFIG_NAME))
+        if essence(found) == wanted:
+            break
+        if not may_change:
+            raise UserError(f"{run}: holds a run of another configuration; take a new folder")
+        time.sleep(POLL_S)
     return dict(folder.read_json(RESULT_NAME)) if folder.exists(RESULT_NAME) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from infra.logs import Meter, log
+from train.clock import TrainingClock
 from train.flops import flops_a_sample, peak_flops
 from train.parallel import gather_states, mean_over_ranks, rank, world_size
 from train.sinks import open_sinks
@@ -29,6 +29,9 @@ class TrainingLog:
         state: the run.
         meter: shows the newest numbers.
 
+    Attributes:
+        clock: tells training from measuring.
+
     Raises:
         UserError: something that lines are to go to is not installed.
     """
@@ -38,7 +41,8 @@ class TrainingLog:
         self.every = state.steps_of(state.config.log.every)
         self.shape = (0, 0)
         self._sinks = open_sinks(state.config, folder, state.step) if rank() == 0 else []
-        self._peak = peak_flops(state.device, state.dtype, state.config.log.peak_flops)
+        self._peak = peak_flops(state.device, state.dtype, state.config.log.peak_flops) if rank() == 0 else 0.0
+        self.clock = TrainingClock()
         self._flops: dict[tuple[int, int], float] = {}
         self._begin()
 
@@ -66,25 +70,26 @@ class TrainingLog:
             self._begin()
 
     def note(self, numbers: dict[str, Any]) -> None:
-        """Write a line of its own, for a measurement."""
+        """Write a line of its own, for a measurement or a remark."""
         self._put({"step": self.state.step, "samples": self.state.samples, **numbers})
 
     def _begin(self) -> None:
         self._sums: dict[str, float] = {}
         self._steps = self._taken = 0
-        self._started, self._waited_s = time.monotonic(), self.state.data.waited_s
+        self._waited_s = self.state.data.waited_s
 
     def _write(self, pause_s: float) -> None:
-        state, seconds = self.state, max(time.monotonic() - self._started, 1e-9)
+        state, seconds = self.state, self.clock.lap(pause_s)
         waiting = (state.data.waited_s - self._waited_s) / seconds
-        skipped = self._skipped()
-        means = mean_over_ranks([*(total / self._taken for total in self._sums.values()), waiting])
+        own = [*(total / self._taken for total in self._sums.values()), waiting, len(state.data.skipped)]
+        *means, waiting, skipped = mean_over_ranks(own)
         speed = self._steps * state.config.data.global_batch_size / seconds
         line = {
             "step": state.step,
             "samples": state.samples,
             "epoch": round(state.samples / state.data.epoch_samples, 3),
             **dict(zip(self._sums, means, strict=False)),
+            "averaged_steps": self._taken,
             # Not 1 / exp: the scale of a run that diverges is 0, which the gradient's own check is to say.
             "temperature": state.model.logit_scale.neg().exp().item(),
             "learning_rate": state.optimizer.param_groups[0]["lr"],
@@ -92,9 +97,10 @@ class TrainingLog:
             "samples_per_s": speed,
             "samples_per_s_device": speed / world_size(),
             **self._utilisation(speed / world_size()),
-            "waiting_share": means[-1],
+            "waiting_share": waiting,
             "checkpoint_pause_s": round(pause_s, 3),
-            "skipped": skipped,
+            "evaluate_s": round(self.clock.evaluate_s, 3),
+            "skipped": self._named_skipped(round(skipped * world_size())),
             "dropped_steps": state.guard.dropped,
             "memory_bytes": psutil.Process().memory_info().rss,
             "seconds": state.seconds,
@@ -115,10 +121,9 @@ class TrainingLog:
             self._flops[self.shape] = flops_a_sample(self.state.config, vocabulary, *self.shape)
         return {"mfu": speed * self._flops[self.shape] / self._peak}
 
-    def _skipped(self) -> int:
-        """Return how many samples of all ranks others stood in for since the last line; rank 0 names the first."""
+    def _named_skipped(self, total: int) -> int:
+        """Name the first of so many samples that others stood in for on all ranks since the last line."""
         own = self.state.data.skipped
-        total = round(mean_over_ranks([len(own)])[0] * world_size())
         if total:
             first = torch.tensor((own + [-1] * SKIPPED_NAMED)[:SKIPPED_NAMED])
             numbers = [number for each in gather_states(first) for number in each.tolist() if number >= 0]

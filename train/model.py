@@ -116,9 +116,21 @@ class DualEncoder(nn.Module):
         if self.logit_bias is not None:
             nn.init.constant_(self.logit_bias, self.config.logit_bias or 0.0)
 
-    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
-        """Map normalised images `[B, 3, H, W]` to features `[B, D]`."""
-        features = self.visual(images)
+    @property
+    def patch_draws(self) -> int:
+        """Uniform numbers that patch dropout takes of a picture, one a patch; 0 without it."""
+        tower = self.visual
+        if isinstance(tower, VisionTransformer | MapVisionTransformer) and tower.patch_dropout:
+            return tower.patches
+        return 0
+
+    def encode_image(self, images: Tensor, normalize: bool = False, kept: Tensor | None = None) -> Tensor:
+        """Map normalised images `[B, 3, H, W]` to features `[B, D]`.
+
+        With patch dropout `kept` has the numbers of the patches looked at in training `[B, K]`
+        (`towers.vit.kept_patches`); without it they are drawn.
+        """
+        features = self.visual(images) if kept is None else self.visual(images, kept)
         return _unit(features) if normalize else features
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
@@ -130,17 +142,19 @@ class DualEncoder(nn.Module):
         features = self._pooled_text(*self._text_trunk(tokens))
         return _unit(features) if normalize else features
 
-    def forward(self, images: Tensor, tokens: Tensor, needs: frozenset[str] = POOLED) -> Features:
-        """Encode pairs: images `[B, 3, H, W]` and token ids `[B, L]` to unit `Features`.
+    def forward(
+        self, images: Tensor, tokens: Tensor, needs: frozenset[str] = POOLED, *, kept: Tensor | None = None
+    ) -> Features:
+        """Encode pairs: images `[B, 3, H, W]` and token ids `[B, L]` to unit `Features`; `kept`: `encode_image`.
 
         Those of `STATES` that are in `needs` are there too, and the rest of `needs` is not looked at.
         """
         image_states = text_states = None
         if "image_states" in needs:
-            grid = self.visual.trunk(images)
+            grid = self.visual.trunk(images) if kept is None else self.visual.trunk(images, kept)
             image, image_states = _unit(self.visual.pooled(grid)), self.visual.states(grid)
         else:
-            image = self.encode_image(images, normalize=True)
+            image = self.encode_image(images, normalize=True, kept=kept)
         if "text_states" in needs:
             x, end = self._text_trunk(tokens)
             text, text_states = _unit(self._pooled_text(x, end)), self.ln_final(x)

@@ -70,6 +70,9 @@ class ParallelConfig(Config):
     micro_batch: int = knob(
         0, "samples a rank encodes at once, without a change of the gradient, each twice; 0: all of its batch", ge=0
     )
+    deterministic: bool = knob(
+        False, "only operations that give the same bits each time, on cards too; one that has no such form ends the run"
+    )
     threads: int = knob(0, "CPU threads of each rank; 0: the machine's cores shared out evenly", ge=0)
     timeout_s: float = knob(600.0, "seconds a collective may wait for a rank before the run ends", gt=0)
 

@@ -15,7 +15,7 @@ from torch.utils.data import get_worker_info
 from shards.pictures import decoded_jpeg, resized
 from shards.sample import IMAGES
 from shards.stream import Sample
-from train.augment import AugmentConfig, crop_box, draws
+from train.augment import DRAWS, AugmentConfig, crop_box, draws
 from train.config import DataConfig
 from train.pictures import DecodedCache
 from train.tokenizer import Tokenizer
@@ -34,6 +34,7 @@ class Preparation:
         context: longest text, tokens.
         steps_per_epoch: steps of an epoch, to know how far the run is.
         captions: those to take instead of the samples' own, by number in the folder.
+        patch_draws: uniform numbers that a sample draws for patch dropout, after the `DRAWS`.
     """
 
     def __init__(
@@ -45,16 +46,18 @@ class Preparation:
         *,
         steps_per_epoch: int,
         captions: Sequence[str] | None = None,
+        patch_draws: int = 0,
     ) -> None:
         self.config, self.crop, self.tokenizer, self.context = config, crop, tokenizer, context
         self.steps_per_epoch, self.captions = steps_per_epoch, captions
+        self.draws = DRAWS + patch_draws
         self.total = 0  # samples of the whole run, of which `early_share` is a share
         self._cache = DecodedCache(config.cache_bytes // max(1, config.workers), crop.margin)
         self._ids: dict[str, list[int]] = {}
 
     def __call__(self, sample: Sample) -> None:
         """Prepare a sample in place. Raises BadSampleError if its picture cannot be decoded."""
-        numbers = draws(self.config.seed, sample["__epoch__"], [sample["__key__"]])[0]
+        numbers = draws(self.config.seed, sample["__epoch__"], [sample["__key__"]], self.draws)[0]
         sample["crop"] = self._cropped(sample, numbers)
         sample["draws"], sample["ids"] = numbers, self._tokens(sample)
         for name in [name for name in sample if name in IMAGES or name in ("txt", "json")]:
@@ -92,7 +95,7 @@ class Preparation:
 
 
 def together(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Put prepared samples into columns: `images` uint8 `[B, H, W, 3]`, `draws` `[B, DRAWS]`, and lists.
+    """Put prepared samples into columns: `images` uint8 `[B, H, W, 3]`, `draws` `[B, DRAWS]` and more, and lists.
 
     In a loader's process the pictures are put into shared memory at once, which saves a copy on their way out.
     """

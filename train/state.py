@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from infra.storage import Folder
 from train import checkpoint
 from train.bad_steps import StepGuard
+from train.changes import changeable, changes
 from train.checkpoint.weights import check_same
 from train.config import RunConfig
 from train.data import PairReader
@@ -42,6 +43,7 @@ class TrainingState:
         step, samples: how far the run is.
         seconds: training time so far, over all interruptions.
         metrics: the newest log line.
+        changed: what of the configuration is not as it was when the checkpoint was taken that this goes on from.
     """
 
     config: RunConfig
@@ -59,6 +61,7 @@ class TrainingState:
     samples: int = 0
     seconds: float = 0.0
     metrics: dict[str, Any] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
     _random: dict[str, Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -97,6 +100,7 @@ class TrainingState:
             "average_steps": self.average.steps if self.average is not None else 0,
             "metrics": self.metrics,
             "guard": self.guard.state_dict(),
+            "optim": changeable(self.config),
         }
         return tensors, values
 
@@ -129,6 +133,7 @@ class TrainingState:
         self.step, self.samples, self.seconds = values["step"], values["samples"], values["seconds"]
         self.metrics = values["metrics"]
         self.guard.load_state_dict(values["guard"])
+        self.changed = changes(values.get("optim", {}) or changeable(self.config), self.config)
         if self.average is not None:
             self.average.steps = values["average_steps"]
         if len(self._random["random"]) != world_size():
@@ -176,7 +181,10 @@ def build(config: RunConfig, run: str | Path) -> TrainingState:
     if config.parallel.channels_last:
         model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     context = model.context_length
-    data = PairReader(config.data, config.augment, tokenizer, context, rank=rank(), world_size=world_size())
+    data = PairReader(
+        config.data, config.augment, tokenizer, context,
+        rank=rank(), world_size=world_size(), patch_draws=model.patch_draws, device=device,
+    )  # fmt: skip
     total = in_samples(config.length, batch=config.data.global_batch_size, epoch=data.epoch_samples)
     data.total = total
     dtype = chosen(config.parallel.precision, device)

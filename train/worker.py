@@ -25,6 +25,7 @@ from infra.config import parse
 from infra.errors import RunError, UserError
 from infra.storage import Folder
 from train.config import RunConfig
+from train.determinism import deterministic
 from train.loop import fit, resumed
 from train.parallel import process_group_backend, rank
 from train.state import build
@@ -53,7 +54,8 @@ def run_rank(config: RunConfig, run: Path, stop: threading.Event | None = None) 
     """
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(config.parallel.threads or max(1, len(os.sched_getaffinity(0)) // local_world))
-    with _process_group(config.parallel.timeout_s), _stop_signals(stop) as stopped:
+    same = deterministic(config.parallel.deterministic)
+    with same, _process_group(config.parallel.timeout_s), _stop_signals(stop) as stopped:
         result = fit(resumed(build(config, run), run), run, stopped.is_set)
         if result is not None and rank() == 0:
             Folder(run).write_json(RESULT_NAME, result)

@@ -47,7 +47,8 @@ def test_train_step() -> None:
     ours, theirs = found["first_losses"]["pairmill"], found["first_losses"]["open_clip"]
     assert ours == pytest.approx(theirs, rel=1e-3)
     assert ours[1] != ours[0]
-    assert found["ratio"] > 0
+    for ratio, share in (("ratio", "share_of_open_clip"), ("ratio_without_optimizer", "share_without_optimizer")):
+        assert found[ratio] == pytest.approx(1 / found[share], abs=0.01)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from train import checkpoint
 from train.bad_steps import StepGuard
 from train.config import RunConfig
 from train.launch import prepare, train
-from train.loop import train_step
+from train.loop import fit, resumed, train_step
 from train.optim import OptimConfig
 from train.state import TrainingState, build
 
@@ -96,6 +97,40 @@ def test_all_ranks_drop_the_same_steps(tmp_path: Path, make_config: MakeConfig) 
     assert state is not None
     assert state["guard"]["dropped"] == len(steps)
     assert all(value == 12 - len(steps) for name, value in state["optimizer"].items() if name.endswith(".step"))
+
+
+def test_a_resume_leaves_each_bad_step_once(tmp_path: Path, make_config: MakeConfig) -> None:
+    """Steps 1 and 3 are bad, the checkpoint is of step 2: the second is taken again, bad again, on record once.
+
+    The log's lines, one each 4 steps, say over how many their means are.
+    """
+    optim = {"on_bad_step": "skip", "spike": 1e3, "ema": 0.0}
+    config = make_config(
+        length="8 steps", optim=optim, checkpoint={"every": "2 steps", "keep": 9}, log={"every": "4 steps"}
+    )
+    prepare(config, tmp_path, 1)
+
+    def started(steps: int) -> None:
+        state = resumed(build(config, tmp_path), tmp_path)
+
+        def leap() -> bool:
+            # Asked in a step before it is judged, counted from 1.
+            if state.step in (2, 4):
+                state.guard.seen, state.guard.mean_loss = 1, 1e-6
+            elif state.guard.mean_loss == 1e-6:
+                state.guard.seen = 0
+            return state.step == steps
+
+        fit(state, tmp_path, leap)
+
+    started(5)
+    assert [line["step"] for line in recorded(tmp_path)] == [1, 3]
+    for name in ("step-00000004", "step-00000005"):
+        shutil.rmtree(tmp_path / "checkpoints" / name)
+    started(8)
+    assert [line["step"] for line in recorded(tmp_path)] == [1, 3]
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["averaged_steps"]) for line in log] == [(4, 1), (8, 4)]
 
 
 def test_the_running_mean(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from infra.errors import UserError
 from train.model import MODELS, ModelConfig, ViTConfig, create_model
-from train.towers.vit import kept_patches
+from train.towers.vit import kept_patches, only_kept
 
 OPEN_CLIPS = [name for name, config in MODELS.items() if name.startswith(("ViT-", "RN")) and config.text.context == 77]
 SMALL = ["ViT-nano", "RN-nano", "SigLIP-nano", "RN10-tiny"]
@@ -86,7 +86,7 @@ def test_an_option_that_does_not_fit_the_named_model_is_a_users_mistake() -> Non
 def test_patch_dropout_keeps_a_share_of_each_pictures_own_patches() -> None:
     """In training alone."""
     patches = torch.arange(2 * 8).view(2, 8, 1).float()
-    kept = kept_patches(patches, 0.75)
+    kept = only_kept(patches, kept_patches(torch.rand(2, 8), 0.75), 0.75)
     assert kept.shape == (2, 2, 1)
     assert (kept[0] < 8).all()
     assert (kept[1] >= 8).all()

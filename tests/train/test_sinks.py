@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from infra.errors import UserError
 from infra.metrics import TRAINING
 from train.config import RunConfig
-from train.flops import flops_a_sample, peak_flops
+from train.flops import card_peak, flops_a_sample, peak_flops
 from train.launch import prepare
 from train.loop import fit, resumed
 from train.model import create_model
@@ -116,6 +116,49 @@ def test_flops_are_those_of_a_real_pass(make_config: MakeConfig) -> None:
         (features.image.sum() + features.text.sum()).backward()
     assert flops_a_sample(config, 320, 16, 12) == counter.get_total_flops() / 8
     assert flops_a_sample(config, 320, 32, 12) > 2 * flops_a_sample(config, 320, 16, 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 836),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 836),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA A10", 125),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L40S", 362),
+        ("Tesla V100-SXM2-16GB", 125),
+        ("Tesla V100-PCIE-32GB", 112),
+        ("NVIDIA GeForce RTX 3090", 71),
+    ],
+)
+def test_cards_are_told_apart(name: str, teraflops: float, caplog: pytest.LogCaptureFixture) -> None:
+    assert card_peak(name, torch.bfloat16) == teraflops * 1e12
+    assert 0 < card_peak(name, torch.float32) < teraflops * 1e12
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA H20",
+        "NVIDIA A100X",
+    ],
+)
+def test_the_peak_of_a_like_card_is_not_taken(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert card_peak(name, torch.bfloat16) == 0.0
+    (said,) = caplog.messages
+    assert f"no peak of {name} is known" in said
 
 
 def test_no_peak_is_known_of_a_processor() -> None:

@@ -9,6 +9,7 @@ from train.checkpoint.layout import (
     TornCheckpointError,
     claim,
     find,
+    hand_over,
     place,
     saved,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "TornCheckpointError",
     "claim",
     "find",
+    "hand_over",
     "load",
     "load_newest",
     "load_weights",

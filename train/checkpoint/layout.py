@@ -172,6 +172,17 @@ def claim(config: RunConfig, run: str | os.PathLike[str]) -> Folder:
     return folder
 
 
+def hand_over(before: RunConfig, config: RunConfig) -> None:
+    """Let checkpoints that a run keeps elsewhere belong to its changed configuration too."""
+    if not config.checkpoint.folder:
+        return
+    folder, name = Folder(config.checkpoint.folder), COMPANIONS[0]
+    if folder.exists(name):
+        there = parse(folder.read_json(name), RunConfig, source=folder.path(name))
+        if essence(there) == essence(before):
+            folder.write_json(name, config.model_dump(mode="json"))
+
+
 def find(path: str | os.PathLike[str]) -> tuple[Folder, Folder]:
     """Return (folder of `config.json`, checkpoints folder or one checkpoint) for a run folder or a checkpoint.
 

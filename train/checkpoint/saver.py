@@ -17,8 +17,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
 
+from infra.errors import RunError
 from infra.logs import log
 from infra.storage import TEMPORARY_PREFIX
+from train.bad_steps import BadStepError
 from train.checkpoint.layout import PREFIX, nested, place
 from train.checkpoint.loading import cause
 from train.checkpoint.retention import prune
@@ -68,9 +70,14 @@ class Saver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._hook.remove()
-        # When a rank has failed the others' threads wait for it in vain.
-        if kind is None or world_size() == 1:
-            self.wait()
+        # When a rank has failed the others' threads wait for it in vain; a bad step ends all of them.
+        if kind is None or world_size() == 1 or issubclass(kind, BadStepError):
+            try:
+                self.wait()
+            except RunError as failure:
+                if kind is None:
+                    raise
+                log.warning("%s", failure)
             self._stager.close()
 
     def is_due(self) -> bool:

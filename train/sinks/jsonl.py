@@ -29,8 +29,7 @@ class JsonLines:
 
     def __init__(self, run: Path, step: int) -> None:
         self.path = run / LOG_NAME
-        kept = [line for line in lines(self.path) if line["step"] <= step]
-        Folder(run).write(LOG_NAME, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        cut(run, LOG_NAME, step)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append a line."""
@@ -39,6 +38,12 @@ class JsonLines:
 
     def close(self) -> None:
         """Do nothing: every line is in the file."""
+
+
+def cut(run: Path, name: str, step: int) -> None:
+    """Take the lines of steps after `step` out of a file, which is there afterwards."""
+    kept = [line for line in lines(run / name) if line["step"] <= step]
+    Folder(run).write(name, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from train.towers.initial import draw_defaults
 from train.towers.transformer import Transformer, perceptron
-from train.towers.vit import kept_patches
+from train.towers.vit import only_kept
 
 EPSILON = 1e-6
 
@@ -70,6 +70,7 @@ class MapVisionTransformer(nn.Module):
         super().__init__()
         self.image_size = image_size
         self.patch_dropout = patch_dropout
+        self.patches = (image_size // patch_size) ** 2
         hidden = hidden or 4 * width
         self.conv1 = nn.Conv2d(3, width, patch_size, patch_size)
         self.positional_embedding = nn.Parameter(torch.empty((image_size // patch_size) ** 2, width))
@@ -94,15 +95,15 @@ class MapVisionTransformer(nn.Module):
         """W of `states`."""
         return self.positional_embedding.shape[1]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images `[B, 3, S, S]` to features `[B, width]`, not yet of unit length."""
-        return self.pooled(self.trunk(images))
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Map normalised images `[B, 3, S, S]` to features `[B, width]`, not yet of unit length; `kept` as there."""
+        return self.pooled(self.trunk(images, kept))
 
-    def trunk(self, images: Tensor) -> Tensor:
-        """Map normalised images to patches `[B, P, W]`."""
+    def trunk(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Map normalised images to patches `[B, P, W]`; `kept` as in `VisionTransformer.trunk`."""
         patches = self.conv1(images).flatten(2).transpose(1, 2) + self.positional_embedding
         if self.training and self.patch_dropout:
-            patches = kept_patches(patches, self.patch_dropout)
+            patches = only_kept(patches, kept, self.patch_dropout)
         return self.ln_post(self.transformer(patches))
 
     def pooled(self, x: Tensor) -> Tensor:

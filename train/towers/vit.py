@@ -42,6 +42,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.image_size = image_size
         self.patch_dropout = patch_dropout
+        self.patches = (image_size // patch_size) ** 2
         self.conv1 = nn.Conv2d(3, width, patch_size, patch_size, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty((image_size // patch_size) ** 2 + 1, width))
@@ -67,15 +68,18 @@ class VisionTransformer(nn.Module):
         """W of `states`."""
         return self.proj.shape[0]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images `[B, 3, S, S]` to features `[B, D]`, not yet of unit length."""
-        return self.pooled(self.trunk(images))
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Map normalised images `[B, 3, S, S]` to features `[B, D]`, not yet of unit length; `kept`: `trunk`."""
+        return self.pooled(self.trunk(images, kept))
 
-    def trunk(self, images: Tensor) -> Tensor:
-        """Map normalised images to all positions `[B, 1 + P, W]`, the class token first."""
+    def trunk(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Map normalised images to all positions `[B, 1 + P, W]`, the class token first.
+
+        In training, `kept` `[B, K]` says which patches are looked at; without it they are drawn here.
+        """
         patches = self.conv1(images).flatten(2).transpose(1, 2) + self.positional_embedding[1:]
         if self.training and self.patch_dropout:
-            patches = kept_patches(patches, self.patch_dropout)
+            patches = only_kept(patches, kept, self.patch_dropout)
         first = (self.class_embedding + self.positional_embedding[0]).to(patches.dtype)
         x = torch.cat([first.expand(len(patches), 1, -1), patches], dim=1)
         return self.transformer(self.ln_pre(x))
@@ -89,12 +93,22 @@ class VisionTransformer(nn.Module):
         return self.ln_post(x[:, 1:])
 
 
-def kept_patches(patches: Tensor, dropout: float) -> Tensor:
-    """Leave out a random share of each picture's patches (FLIP, Li et al. 2023, section 3): `[B, N, C]` to `[B, K, C]`.
+def kept_patches(draws: Tensor, dropout: float) -> Tensor:
+    """Choose a random share of each picture's patches (FLIP, Li et al. 2023, section 3).
 
-    At least one stays.
+    Args:
+        draws: a uniform number for each patch `[B, N]`; equal rows choose alike on every device.
+        dropout: share left out; one patch stays at least.
+
+    Returns:
+        numbers of those that stay, `[B, K]`.
     """
-    batch, count, width = patches.shape
-    kept = max(1, round(count * (1 - dropout)))
-    chosen = torch.rand(batch, count, device=patches.device).topk(kept, dim=1).indices
-    return patches.gather(1, chosen.unsqueeze(-1).expand(-1, -1, width))
+    kept = max(1, round(draws.shape[1] * (1 - dropout)))
+    return draws.argsort(dim=1, stable=True)[:, :kept]
+
+
+def only_kept(patches: Tensor, kept: Tensor | None, dropout: float) -> Tensor:
+    """Return the patches `[B, K, C]` of `[B, N, C]` whose numbers `kept` `[B, K]` has; None: drawn here."""
+    if kept is None:
+        kept = kept_patches(torch.rand(patches.shape[:2], device=patches.device), dropout)
+    return patches.gather(1, kept.unsqueeze(-1).expand(-1, -1, patches.shape[2]))
