@@ -151,7 +151,10 @@ class DualEncoder(nn.Module):
         """
         image_states = text_states = None
         if "image_states" in needs:
-            grid = self.visual.trunk(images) if kept is None else self.visual.trunk(images, kept)
+            if isinstance(self.visual, VisionTransformer | MapVisionTransformer):
+                grid = self.visual.trunk(images, kept)
+            else:
+                grid = self.visual.trunk(images)
             image, image_states = _unit(self.visual.pooled(grid)), self.visual.states(grid)
         else:
             image = self.encode_image(images, normalize=True, kept=kept)
