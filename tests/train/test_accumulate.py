@@ -57,6 +57,7 @@ def test_dropout_is_the_same_both_times() -> None:
     """Gradients are those of one graph over the same micro batches, drawn in the same order."""
     torch.manual_seed(0)
     model = WithDropout(sizes(), 20).double()
+    model.init_weights()
     images, tokens = batch()
     torch.manual_seed(4)
     parts = [model(*part) for part in zip(images.split(MICRO), tokens.split(MICRO), strict=True)]
