@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError
-from infra.lock import LEASE_S, LOCK_NAME, exclusive
+from infra.lease import LEASE_S
+from infra.lock import LOCK_NAME, exclusive
 from infra.storage import Folder
 
 ROOT = Path(__file__).parents[2]
@@ -127,3 +128,75 @@ def test_a_lock_that_fails_otherwise_is_named(tmp_path: Path) -> None:
     process = without_locks(str(tmp_path), errno.EIO)
     _, words = process.communicate("")
     assert words.splitlines()[-1] == f"infra.errors.RunError: {tmp_path}/.lock: cannot be locked (Input/output error)"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe", b"[]", b"{", b'{"renewed": "yesterday"}', b'{"renewed": null}', b'{"renewed": 9e9, "pid": "x"}'],
+)
+def test_what_is_no_lease_holds_nothing(s3_url: str, content: bytes) -> None:
+    """Nor does one that a wrong clock dated years ahead."""
+    folder = Folder(s3_url)
+    folder.write(LOCK_NAME, content)
+    with exclusive(folder):
+        assert b"token" in folder.read(LOCK_NAME)
+    assert not folder.exists(LOCK_NAME)
+
+
+def test_a_number_of_another_container_is_not_looked_up_here(s3_url: str) -> None:
+    """Its host may bear our name, and have no such process here."""
+    folder = Folder(s3_url)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    lease = {"host": platform.node(), "pid": gone.pid, "machine": "another", "renewed": time.time()}
+    folder.write(LOCK_NAME, json.dumps(lease).encode())
+    with pytest.raises(UserError, match=f"process {gone.pid} on "), exclusive(folder):
+        pytest.fail("both hold it")
+
+
+def test_of_those_that_start_at_once_one_holds_it(s3_url: str) -> None:
+    pipe = subprocess.PIPE
+    starts = "import sys\nimport infra.lock\nprint('here', flush=True)\nsys.stdin.readline()\n" + HOLDER
+    command = [sys.executable, "-c", starts, s3_url]
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) for _ in range(3)]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "here\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert sorted(process.stdout.readline() for process in processes if process.stdout) == ["", "", "held\n"]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_who_lost_the_lease_is_stopped_and_leaves_the_next_ones(s3_url: str) -> None:
+    folder = Folder(s3_url)
+    pipe = subprocess.PIPE
+    hasty = "import infra.lease\ninfra.lease.LEASE_S = 0.4\n" + HOLDER
+    process = subprocess.Popen(
+        [sys.executable, "-c", hasty, s3_url], stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        lease = {"host": "elsewhere", "pid": 1, "token": "theirs", "renewed": time.time()}
+        folder.write(LOCK_NAME, json.dumps(lease).encode())
+        assert process.wait(timeout=60) == -signal.SIGTERM
+        assert process.stderr is not None
+        assert "process 1 on elsewhere has taken this folder" in process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
+    assert folder.read_json(LOCK_NAME)["host"] == "elsewhere"
+    folder.delete(LOCK_NAME)
+
+
+def test_a_folder_in_the_locks_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).mkdir()
+    with pytest.raises(UserError, match=r"\.lock: is a folder"), exclusive(Folder(tmp_path)):
+        pytest.fail("it cannot be held")
