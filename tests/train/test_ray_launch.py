@@ -242,6 +242,8 @@ def test_more_ranks_than_room_is_named(toml: Path) -> None:
 
 
 def test_a_rank_of_torchrun_starts_no_ranks(toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="start it without torchrun"):
         train(load_toml(toml, RunConfig), toml.with_suffix(""), 2, RayLauncher())
