@@ -20,7 +20,7 @@ import torch
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import from_json
 
-from infra.config import Config, differences, essence, parse
+from infra.config import Config, parse
 from infra.errors import RunError, UserError
 from infra.storage import Folder
 from train.config import RunConfig
@@ -197,40 +197,6 @@ def begun(folder: Folder) -> list[Saved]:
 def place(config: RunConfig, run: str | os.PathLike[str]) -> Folder:
     """Return the folder in which a run keeps its checkpoints."""
     return Folder(config.checkpoint.folder) if config.checkpoint.folder else Folder(run) / CHECKPOINTS
-
-
-def claim(config: RunConfig, run: str | os.PathLike[str]) -> Folder:
-    """Return `place`, with the run's configuration and vocabulary beside checkpoints that are kept elsewhere.
-
-    Raises:
-        UserError: another run keeps its checkpoints there.
-    """
-    folder, own = place(config, run), Folder(run)
-    if not config.checkpoint.folder:
-        return folder
-    name = COMPANIONS[0]
-    if folder.exists(name):
-        there = parse(folder.read_json(name), RunConfig, source=folder.path(name))
-        changed = differences(essence(there), essence(config))
-        if changed:
-            raise UserError(
-                f"checkpoint.folder: {folder.url} holds checkpoints of another run ({'; '.join(changed[:4])}); "
-                "name a folder of this run's own"
-            )
-    for name in reversed(COMPANIONS):
-        folder.write(name, own.read(name))
-    return folder
-
-
-def hand_over(before: RunConfig, config: RunConfig) -> None:
-    """Let checkpoints that a run keeps elsewhere belong to its changed configuration too."""
-    if not config.checkpoint.folder:
-        return
-    folder, name = Folder(config.checkpoint.folder), COMPANIONS[0]
-    if folder.exists(name):
-        there = parse(folder.read_json(name), RunConfig, source=folder.path(name))
-        if essence(there) == essence(before):
-            folder.write_json(name, config.model_dump(mode="json"))
 
 
 def find(path: str | os.PathLike[str]) -> tuple[Folder, Folder]:
