@@ -12,7 +12,6 @@ from infra.errors import RunError, UserError
 from infra.lock import LOCK_NAME, exclusive
 from infra.storage import Folder
 from train.changes import check_same_run
-from train.checkpoint import hand_over
 from train.config import RunConfig
 from train.data import captions, open_stream
 from train.environment import told
@@ -95,8 +94,7 @@ def prepare(config: RunConfig, run: Path, world_size: int, *, may_change: bool =
     before = None
     if folder.exists(CONFIG_NAME):
         before = parse(folder.read_json(CONFIG_NAME), RunConfig, source=folder.path(CONFIG_NAME))
-        if check_same_run(before, config, str(run), may_change=may_change) and not folder.exists(RESULT_NAME):
-            hand_over(before, config)
+        check_same_run(before, config, str(run), may_change=may_change)
     if folder.exists(RESULT_NAME):
         return dict(folder.read_json(RESULT_NAME))
     open_stream(config.data, 0, world_size).check_workers(config.data.workers)

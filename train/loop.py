@@ -131,7 +131,7 @@ def _fetched(scalars: dict[str, Tensor]) -> dict[str, float]:
 def resumed(state: TrainingState, run: Path) -> TrainingState:
     """Take the newest sound checkpoint of the run, if there is one. Raises UserError for another model's."""
     folder = checkpoint.claim(state.config, run) if rank() == 0 else checkpoint.place(state.config, run)
-    meta = checkpoint.restore(folder, state.targets)
+    meta, state.torn = checkpoint.restore(folder, state.targets)
     if meta is not None:
         state.load_state_dict(meta.values)
         if rank() == 0:

@@ -44,6 +44,7 @@ class TrainingState:
         seconds: training time so far, over all interruptions.
         metrics: the newest log line.
         changed: what of the configuration is not as it was when the checkpoint was taken that this goes on from.
+        torn: steps of the checkpoints that were passed over for it.
     """
 
     config: RunConfig
@@ -62,6 +63,7 @@ class TrainingState:
     seconds: float = 0.0
     metrics: dict[str, Any] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
+    torn: set[int] = field(default_factory=set)
     _random: dict[str, Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -105,13 +107,20 @@ class TrainingState:
         return tensors, values
 
     def targets(self, meta: checkpoint.Meta, source: str) -> dict[str, Tensor]:
-        """Return the tensors to read a checkpoint into. Raises UserError if it is another model's."""
+        """Return the tensors to read a checkpoint into.
+
+        Raises:
+            UserError: it is another model's.
+            TornCheckpointError: averaged weights are wanted, and it has none.
+        """
         here = {plain(name): list(value.shape) for name, value in self.model.state_dict().items()}
         if isinstance(self.objective, nn.Module):
             own = self.objective.state_dict()
             here |= {f"objective.{plain(name)}": list(value.shape) for name, value in own.items()}
         there = {f"objective.{name}": shape for name, shape in meta.shapes("objective").items()}
         check_same(here, meta.shapes("model") | there, source)
+        if self.average is not None and not meta.shapes("average"):
+            raise checkpoint.TornCheckpointError(f"{source}: average is missing, and optim.ema asks for it")
         parameters = dict(self._trained())
         for name, shape in meta.shapes("optimizer").items():
             owner, _, entry = name.rpartition(".")

@@ -32,7 +32,7 @@ def test_it_goes_on_when_asked_for(tmp_path: Path, make_config: MakeConfig, fold
     new = {**old, "optim": {**old["optim"], "learning_rate": 1e-4}}
     config, changed = (make_config(length="4 steps", **tables) for tables in (old, new))
     prepare(config, tmp_path, 1)
-    state = build(config, tmp_path)
+    state = resumed(build(config, tmp_path), tmp_path)
     fit(state, tmp_path, lambda: state.step == 2)
     with pytest.raises(UserError, match=r"learning_rate: 0\.001 there, 0\.0001 now.* or go on .* --changed-config"):
         prepare(changed, tmp_path, 1)

@@ -248,7 +248,7 @@ def test_chunks_tile_their_tensor(blocks: list[tuple[int, int, int, int]]) -> No
         counts[top : top + height, left : left + width] += 1
     chunks = [{"offsets": block[:2], "shape": block[2:], "file": "a", "start": 8, "sha256": ""} for block in blocks]
     tensor = {"dtype": "U8", "shape": [4, 4], "chunks": chunks}
-    meta = {"format": 2, "step": 1, "values": {}, "files": {"a": 99}, "tensors": {"w": tensor}}
+    meta = {"format": 3, "step": 1, "values": {}, "files": {"a": 99}, "tensors": {"w": tensor}}
     tiled = bool((counts[:4, :4] == 1).all()) and int(counts.sum()) == 16
     inside = all(top + height <= 4 and left + width <= 4 for top, left, height, width in blocks)
     if tiled and inside:

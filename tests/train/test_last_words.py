@@ -53,8 +53,8 @@ def test_what_all_ranks_die_of_is_shown_once(tmp_path: Path, make_config: MakeCo
     (run / "result.json").unlink()
     meta = Path(checkpoint.saved(run / "checkpoints")[-1].path) / "meta.json"
     content = json.loads(meta.read_text())
-    del content["values"]["metrics"]
-    meta.write_text(json.dumps(content))
+    del content["values"]["guard"]["seen"]
+    meta.write_bytes(checkpoint.Meta.model_validate(content).signed())
     process = launch(config, run)
     try:
         _, words = process.communicate(timeout=PATIENCE_S)
@@ -63,12 +63,12 @@ def test_what_all_ranks_die_of_is_shown_once(tmp_path: Path, make_config: MakeCo
         process.wait()
     assert process.returncode == 1
     assert words.count("Traceback (most recent call last)") == 1
-    assert words.count("\nKeyError: 'metrics'\n") == 1
-    assert re.search(r"(ranks 0, 1|rank 0|rank 1) of 2: KeyError: 'metrics'", words)  # one may be ended by the other
+    assert words.count("\nKeyError: 'seen'\n") == 1
+    assert re.search(r"(ranks 0, 1|rank 0|rank 1) of 2: KeyError: 'seen'", words)  # one may be ended by the other
     assert words.splitlines()[-1].startswith("error: rank ")
     kept = (run / "failed-ranks.txt").read_text()
     assert kept.count("Traceback (most recent call last)") == 1
-    assert 'self.metrics = values["metrics"]' in kept
+    assert 'state["seen"]' in kept
 
 
 def test_a_native_fault_of_a_rank_is_shown_before_what_follows_from_it(tmp_path: Path, make_config: MakeConfig) -> None:

@@ -7,13 +7,12 @@ from train.checkpoint.layout import (
     Meta,
     Saved,
     TornCheckpointError,
-    claim,
     find,
-    hand_over,
     place,
     saved,
 )
 from train.checkpoint.loading import load, load_newest, restore
+from train.checkpoint.ownership import claim
 from train.checkpoint.saver import Saver
 from train.checkpoint.weights import load_weights
 
@@ -27,7 +26,6 @@ __all__ = [
     "TornCheckpointError",
     "claim",
     "find",
-    "hand_over",
     "load",
     "load_newest",
     "load_weights",

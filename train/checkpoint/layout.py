@@ -2,11 +2,13 @@
 
 step-00000120/
   rank-00000.safetensors  rank-00001.safetensors    each tensor, or each shard of one, once
-  meta.json                                         plain values, and where every tensor lies, with digests
+  meta.json                                         plain values, and where every tensor lies; digests, its own too
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import re
@@ -16,8 +18,9 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import from_json
 
-from infra.config import Config, differences, essence, parse
+from infra.config import Config, parse
 from infra.errors import RunError, UserError
 from infra.storage import Folder
 from train.config import RunConfig
@@ -26,6 +29,8 @@ CHECKPOINTS, META = "checkpoints", "meta.json"
 PREFIX = "step-"
 COMPANIONS = ("config.json", "tokenizer.json")
 """What a checkpoint is read with; beside the checkpoints where those are not in the run's folder."""
+VALUES = ("step", "samples", "seconds", "data", "average_steps", "metrics", "guard", "optim")
+"""What a run cannot go on without, beside its tensors."""
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
@@ -63,11 +68,12 @@ class TensorEntry(Config):
 class Meta(Config):
     """`meta.json`."""
 
-    format: Literal[2]
+    format: Literal[3]
     step: int
     values: dict[str, Any] = Field(description="numbers, strings, lists and tables")
     files: dict[str, int] = Field(description="size of each file, bytes")
     tensors: dict[str, TensorEntry]
+    sha256: str = Field(default="", description="digest of all the rest, see `signed`; empty until that is called")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Meta:
@@ -89,6 +95,41 @@ class Meta(Config):
                 raise ValueError(f"chunks of {name} overlap")
         return self
 
+    def signed(self) -> bytes:
+        """Return `meta.json`, with the SHA-256 of the rest of it as JSON: keys in order, no spaces, ASCII."""
+        body = from_json(self.model_dump_json(exclude={"sha256"}))
+        return json.dumps(body | {"sha256": _digest(body)}).encode()
+
+    def gap(self) -> str:
+        """Return what a run would miss in it to go on; an empty string if nothing."""
+        for name in VALUES:
+            if name not in self.values:
+                return f"values.{name} is missing"
+        if self.values["step"] != self.step:
+            return f"values.step is {self.values['step']}, step {self.step}"
+        model, average = self.shapes("model"), self.shapes("average")
+        odd = model.keys() ^ average.keys() if average else set()
+        if odd:
+            return f"{min(odd)} is in one alone of model and average"
+        if not model or "random" not in self.tensors:
+            return f"{'random' if model else 'model'} is missing"
+        return self._gap_in_optimizer()
+
+    def _gap_in_optimizer(self) -> str:
+        entries: dict[str, set[str]] = {}
+        for name in self.shapes("optimizer"):
+            owner, _, entry = name.rpartition(".")
+            entries.setdefault(owner, set()).add(entry)
+        every = set().union(*entries.values())
+        for owner, found in entries.items():
+            if owner not in self.tensors and f"model.{owner}" not in self.tensors:
+                return f"optimizer.{owner} is of no weight"
+            if found != every:
+                return f"optimizer.{owner}.{min(every - found)} is missing"
+        guard = self.values["guard"]
+        taken = self.step - (guard.get("dropped", 0) if isinstance(guard, dict) else 0)
+        return "optimizer is missing" if taken > 0 and not entries else ""
+
     def shapes(self, table: str) -> dict[str, list[int]]:
         """Return name and shape of the tensors of a table, `model` for one."""
         return {
@@ -109,11 +150,12 @@ class Saved:
         """Read what it holds.
 
         Raises:
-            TornCheckpointError: `meta.json` is damaged, or a file is missing or has another size.
+            TornCheckpointError: `meta.json` is damaged or not whole, or a file is missing or has another size.
         """
         folder = Folder(self.path)
         try:
-            meta = Meta.model_validate_json(folder.read(META))
+            data = folder.read(META)
+            meta = Meta.model_validate_json(data)
         except FileNotFoundError:
             raise TornCheckpointError(f"{folder.path(META)}: missing, so the checkpoint was never finished") from None
         except ValidationError as error:
@@ -122,6 +164,13 @@ class Saved:
             if "format" in where:
                 raise TornCheckpointError(f"{self.path}: of another version of Pairmill ({what['msg']})") from None
             raise TornCheckpointError(f"{folder.path(META)}: damaged: {where}: {what['msg']}") from None
+        body, named = from_json(data), _step(self.path)
+        body.pop("sha256", "")
+        fault = "it is not what was written" if meta.sha256 != _digest(body) else meta.gap()
+        if not fault and named not in (meta.step, None):
+            fault = f"it is of step {meta.step}"
+        if fault:
+            raise TornCheckpointError(f"{folder.path(META)}: damaged: {fault}")
         for name, size in meta.files.items():
             try:
                 there = folder.size(name)
@@ -140,47 +189,14 @@ def saved(folder: Folder | str | os.PathLike[str]) -> list[Saved]:
 
 def begun(folder: Folder) -> list[Saved]:
     """Return the checkpoints below a folder, oldest first, those too whose `meta.json` was never written."""
-    names = [name for name in folder.folders() if name.startswith(PREFIX) and name[len(PREFIX) :].isdigit()]
-    return sorted((Saved(folder.path(name), int(name[len(PREFIX) :])) for name in names), key=lambda one: one.step)
+    steps = {name: _step(name) for name in folder.folders()}
+    found = [Saved(folder.path(name), step) for name, step in steps.items() if step is not None]
+    return sorted(found, key=lambda one: one.step)
 
 
 def place(config: RunConfig, run: str | os.PathLike[str]) -> Folder:
     """Return the folder in which a run keeps its checkpoints."""
     return Folder(config.checkpoint.folder) if config.checkpoint.folder else Folder(run) / CHECKPOINTS
-
-
-def claim(config: RunConfig, run: str | os.PathLike[str]) -> Folder:
-    """Return `place`, with the run's configuration and vocabulary beside checkpoints that are kept elsewhere.
-
-    Raises:
-        UserError: another run keeps its checkpoints there.
-    """
-    folder, own = place(config, run), Folder(run)
-    if not config.checkpoint.folder:
-        return folder
-    name = COMPANIONS[0]
-    if folder.exists(name):
-        there = parse(folder.read_json(name), RunConfig, source=folder.path(name))
-        changed = differences(essence(there), essence(config))
-        if changed:
-            raise UserError(
-                f"checkpoint.folder: {folder.url} holds checkpoints of another run ({'; '.join(changed[:4])}); "
-                "name a folder of this run's own"
-            )
-    for name in reversed(COMPANIONS):
-        folder.write(name, own.read(name))
-    return folder
-
-
-def hand_over(before: RunConfig, config: RunConfig) -> None:
-    """Let checkpoints that a run keeps elsewhere belong to its changed configuration too."""
-    if not config.checkpoint.folder:
-        return
-    folder, name = Folder(config.checkpoint.folder), COMPANIONS[0]
-    if folder.exists(name):
-        there = parse(folder.read_json(name), RunConfig, source=folder.path(name))
-        if essence(there) == essence(before):
-            folder.write_json(name, config.model_dump(mode="json"))
 
 
 def find(path: str | os.PathLike[str]) -> tuple[Folder, Folder]:
@@ -217,6 +233,16 @@ def nested(tensors: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
         else:
             content[table] = tensor
     return content
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _step(path: str) -> int | None:
+    """Return the step in the name of a checkpoint's folder, None if the name is none of a checkpoint's."""
+    before, _, number = path.rstrip("/").rpartition("/")[2].partition(PREFIX)
+    return int(number) if not before and number.isascii() and number.isdecimal() else None
 
 
 def _overlap(chunks: Sequence[Chunk]) -> bool:

@@ -63,21 +63,22 @@ def load_newest(folder: Folder | str | os.PathLike[str], tables: Collection[str]
     return None
 
 
-def restore(folder: Folder, targets: Callable[[Meta, str], dict[str, Tensor]]) -> Meta | None:
+def restore(folder: Folder, targets: Callable[[Meta, str], dict[str, Tensor]]) -> tuple[Meta | None, set[int]]:
     """Read the newest sound checkpoint below `folder` into tensors of this rank; every rank must call it.
 
     Args:
         folder: where the run keeps its checkpoints.
         targets: given what a checkpoint holds and its name, returns the tensors to fill, by their names there; whole
-            ones or shards of any mesh. It may refuse with a UserError.
+            ones or shards of any mesh. It may refuse with a UserError, or a TornCheckpointError for what is missing.
 
     Returns:
-        what the checkpoint holds, or None if there is none at all.
+        what the checkpoint holds, or None if there is none at all; and the steps of those found torn.
 
     Raises:
         RunError: there are checkpoints, and every one of them is torn.
     """
     candidates = _as_rank_0(saved(folder) if rank() == 0 else [])
+    torn: set[int] = set()
     for candidate in reversed(candidates):
         fault: TornCheckpointError | None = None
         try:
@@ -85,14 +86,20 @@ def restore(folder: Folder, targets: Callable[[Meta, str], dict[str, Tensor]]) -
         except TornCheckpointError as error:
             fault = error
         if not any_rank(fault is not None):
-            fault = _fill(targets(meta, candidate.path), CheckpointReader(Folder(candidate.path), meta))
+            try:
+                tensors = targets(meta, candidate.path)
+            except TornCheckpointError as error:  # the same on every rank, as what it was judged by is
+                fault = error
+            else:
+                fault = _fill(tensors, CheckpointReader(Folder(candidate.path), meta))
             if fault is None:
-                return meta
+                return meta, torn
+        torn.add(candidate.step)
         if rank() == 0 or fault is not None:
             log.warning(PASSED_OVER, fault or candidate.path)
     if candidates:
         raise _none_is_sound(folder, len(candidates))
-    return None
+    return None, torn
 
 
 def _fill(tensors: dict[str, Tensor], reader: CheckpointReader) -> TornCheckpointError | None:

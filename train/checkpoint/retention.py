@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from infra.logs import log
 from infra.storage import Folder
@@ -24,16 +24,19 @@ def kept(steps: Iterable[int], newest: int, every: int = 0) -> set[int]:
     return stay
 
 
-def prune(folder: Folder, step: int, newest: int, every: int = 0) -> None:
+def prune(folder: Folder, step: int, newest: int, every: int = 0, torn: Collection[int] = ()) -> None:
     """Remove what does not remain once the checkpoint of `step` is written.
 
-    Those of later steps go too: the run went on from an earlier one because they are torn, and takes these steps anew.
+    Of those of later steps the `torn` go too, which the run passed over when it was resumed: it takes their steps anew.
+    No other does, since someone else wrote it.
     """
     every_one = begun(folder)
     whole = [one for one in every_one if one.step <= step and Folder(one.path).exists(META)]
     stay = kept([one.step for one in whole], newest, every)
     for one in every_one:
         if one.step in stay:
+            continue
+        if one.step > step and one.step not in torn:
             continue
         if one.step > step:
             log.warning("%s: removed, it is torn and its steps are being taken again", one.path)

@@ -95,7 +95,7 @@ class Saver:
         tensors, values = self.state.state_dict()
         if self.state.device.type == "cuda":
             torch.cuda.current_stream().synchronize()  # the copying thread has a stream of its own
-        tidy = partial(prune, self.folder, self.state.step, self.config.keep, self.for_ever)
+        tidy = partial(prune, self.folder, self.state.step, self.config.keep, self.for_ever, self.state.torn)
         writer = CheckpointWriter(self.folder, self.state.step, rank(), values, tidy)
         response = dcp.async_save(
             nested(tensors, {}),  # by table: DCP takes half a millisecond for every name at the top

@@ -93,9 +93,9 @@ class CheckpointWriter(StorageWriter):
             for name, entry in metadata.state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata)
         }
-        meta = Meta(format=2, step=self.step, values=self.values, files=files, tensors=tensors)
+        meta = Meta(format=3, step=self.step, values=self.values, files=files, tensors=tensors)
         with self._create(META) as stream:
-            stream.write(meta.model_dump_json().encode())
+            stream.write(meta.signed())
         if self.final.is_local:
             self.final.delete_tree()
             Path(self.place.url).rename(self.final.url)
