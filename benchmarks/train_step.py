@@ -8,7 +8,7 @@ last, as a run of ours has them, or contiguous; with `--layout own` each side ha
 and open_clip's contiguous. Their losses are printed. Steps alternate, what is counted is the process' CPU time (and, as
 `by_the_clock`, the wall's), and a ratio is the median over neighbouring steps. How far it is goes to standard error.
 
-    python benchmarks/train_step.py [--models ViT-B-32 RN50] [--batch 4] [--steps 3] [--threads 2]
+    python benchmarks/train_step.py [--models ViT-B-32 RN50] [--batch 4] [--steps 3] [--threads 1]
         [--layout channels_last] [--limit-s 90]
 """
 
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="counted steps of each side")
     parser.add_argument("--layout", choices=LAYOUTS, default="channels_last", help="of pictures and image towers")
     parser.add_argument("--limit-s", type=float, default=90.0, help="seconds of a model after which no step begins")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of one no other process can hold up a second")
     parser.add_argument("--open-clip", type=Path, default=peers.OPEN_CLIP_FOLDER, help=f"folder with {peers.OPEN_CLIP}")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
