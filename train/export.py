@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from infra.errors import UserError
 from infra.storage import Folder
-from train import huggingface, open_clip
+from train import checkpoint, huggingface, open_clip
 from train.augment import MEAN, STD
 from train.evaluate.run import load_model
 from train.model import DualEncoder
@@ -30,41 +30,60 @@ def export(path: str | Path, kind: Format, out: str | Path) -> dict[str, Any]:
     Args:
         path: folder of a run, or a checkpoint in it.
         kind: whose folder it becomes.
-        out: the folder, any fsspec URL; it must be empty or not there.
+        out: the folder, any fsspec URL; it must be empty or not there, or hold what an interrupted export left.
 
     Returns:
         `out`, `format`, `files` (names), `parameters` (count), `step`.
 
     Raises:
-        UserError: no checkpoint there, a folder that holds something, or a model that the format has no place for.
+        UserError: no checkpoint there, a folder that holds something else or is inside a run's, or a model that the
+            format has no place for.
     """
     folder = Folder(out)
-    if not folder.is_empty():
-        raise UserError(f"{folder.url}: holds something already; give a new folder")
+    _check_is_no_runs(folder, path)
     model, tokenizer, config, state = load_model(path)
     files = WRITERS[kind](model, tokenizer, model.image_size or config.data.image_size)
-    for name, data in files.items():
+    before = list(files)[:-1]
+    if folder.folders() or set(folder.names()) - set(before):
+        raise UserError(f"{folder.url}: holds something already; give a new folder")
+    folder.sweep_temporary()
+    for name, data in files.items():  # the configuration comes last: what is there without it is no model yet
         folder.write(name, data)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"out": folder.url, "format": kind, "files": list(files), "parameters": parameters, "step": state["step"]}
 
 
+def _check_is_no_runs(folder: Folder, path: str | Path) -> None:
+    """Raise UserError if a folder for an export lies inside a run's, the exported one's or another, or under a file."""
+    run, checkpoints = checkpoint.find(path)
+    inside = [one.url for one in (run, checkpoints) if f"{folder.url}/".startswith(f"{one.url}/")]
+    if folder.is_local:
+        place = Path(folder.url)
+        for above in (place, *place.parents):
+            if above.is_file():
+                raise UserError(f"{folder.url}: {above} is a file; give a new folder")
+            if (above / "config.json").is_file() and (above / checkpoint.CHECKPOINTS).is_dir():
+                inside.append(str(above))
+    if inside:
+        raise UserError(f"{folder.url}: lies inside a run, {inside[-1]}; give a new folder elsewhere")
+
+
 def open_clip_files(model: DualEncoder, tokenizer: Tokenizer, side: int) -> dict[str, bytes]:
-    """Return the files of a folder that open_clip takes as `local-dir:FOLDER`."""
+    """Return the files of a folder that open_clip takes as `local-dir:FOLDER`, its configuration last."""
     settings, words = open_clip.model_settings(model), {}
     if not isinstance(tokenizer, ClipTokenizer):
         words = tokenizer_files(tokenizer, model.context_length)
         settings["text_cfg"]["hf_tokenizer_name"] = "."  # with `local-dir:` its own folder is read
     pictures = {"size": side, "mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     return {
-        "open_clip_config.json": _json({"model_cfg": settings, "preprocess_cfg": pictures}),
         "open_clip_model.safetensors": save(_contiguous(model), METADATA),
         **{name: text.encode() for name, text in words.items()},
+        "open_clip_config.json": _json({"model_cfg": settings, "preprocess_cfg": pictures}),
     }
 
 
 def huggingface_files(model: DualEncoder, tokenizer: Tokenizer, side: int) -> dict[str, bytes]:
-    """Return the files of a folder that `CLIPModel.from_pretrained` (or `SiglipModel`) takes."""
+    """Return the files of a folder that `CLIPModel.from_pretrained` (or `SiglipModel`) takes, `config.json` last."""
     pictures = {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
@@ -79,10 +98,10 @@ def huggingface_files(model: DualEncoder, tokenizer: Tokenizer, side: int) -> di
         "image_std": STD,
     }
     return {
-        "config.json": _json(huggingface.model_settings(model)),
         "model.safetensors": save(huggingface.weights(model), METADATA),
         "preprocessor_config.json": _json(pictures),
         **{name: text.encode() for name, text in tokenizer_files(tokenizer, model.context_length).items()},
+        "config.json": _json(huggingface.model_settings(model)),
     }
 
 

@@ -14,7 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from infra.logs import log
 from train.config import RunConfig
-from train.model import create_model
+from train.model import DualEncoder, create_model
+from train.models import sizes_of
+from train.objectives import Objective, create_objective, read_by_samples
+from train.objectives.captioning import CaptioningObjective
+from train.towers.decoder import TextDecoder
 
 
 class Peak(NamedTuple):
@@ -71,6 +75,8 @@ def card_peak(name: str, dtype: torch.dtype) -> float:
 def flops_a_sample(config: RunConfig, vocabulary: int, side: int, length: int) -> float:
     """Return the floating-point operations of one sample, forward and backward, counted without computing.
 
+    The towers', and those of the decoder of captions, every text taken to be as long as its batch is wide.
+
     Args:
         config: the run.
         vocabulary: size of the tokenizer's.
@@ -78,14 +84,28 @@ def flops_a_sample(config: RunConfig, vocabulary: int, side: int, length: int) -
         length: of the texts, tokens.
     """
     pairs = 2 * max(1, _group(config))
+    objective = create_objective(**config.objective.model_dump())
     counter: Any = FlopCounterMode(display=False)
     with torch.device("meta"):
         model = create_model(config.model, vocabulary)
+        decoder = _decoder(objective, model)
+        images, tokens = torch.empty(pairs, 3, side, side), torch.zeros(pairs, length, dtype=torch.int64)
         with counter:
-            features = model(torch.empty(pairs, 3, side, side), torch.zeros(pairs, length, dtype=torch.int64))
-            (features.image.sum() + features.text.sum()).backward()
+            features = model(images, tokens, read_by_samples(objective))
+            total = features.image.sum() + features.text.sum()
+            if decoder is not None:
+                total = total + decoder.logits(decoder(tokens[:, :-1], features.image_states)).sum()
+            total.backward()
     return float(counter.get_total_flops()) / pairs
 
 
+def _decoder(objective: Objective, model: DualEncoder) -> TextDecoder | None:
+    if not isinstance(objective, CaptioningObjective):
+        return None
+    objective.build(model)
+    return objective.decoder
+
+
 def _group(config: RunConfig) -> int:
-    return int(getattr(config.model.vision, "statistics_group", 0))
+    sizes = sizes_of(config.model)
+    return sizes.vision.statistics_group or sizes.statistics_group

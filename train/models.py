@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from infra.config import nearest, parse
+from infra.config import Config, nearest, parse
 from infra.errors import UserError
 from train.model_config import ModelConfig, ResNetConfig, TextConfig, VisionConfig, ViTConfig
 
@@ -109,14 +109,33 @@ def sizes_of(config: str | ModelConfig) -> ModelConfig:
     """Return the sizes that a name or a configuration stands for.
 
     Raises:
-        UserError: no model has that name (the message names the nearest one), or an option beside it does not fit it.
+        UserError: no model has that name (the message names the nearest one), an option beside it does not fit it,
+            or sizes are set beside it.
     """
     given = ModelConfig(name=config) if isinstance(config, str) else config
     if not given.name:
         return given
     if given.name not in MODELS:
         raise UserError(f"model.name: no model is called {given.name!r}{nearest(given.name, list(MODELS))}")
+    ignored = _sizes_beside_name(given)
+    if ignored:
+        raise UserError(
+            f"{', '.join(ignored)}: set beside model.name, but {given.name!r} has sizes of its own; leave them out, "
+            "or the name"
+        )
     known = MODELS[given.name]
     changes = {option: getattr(given, option) for option in RUN_OPTIONS if option in given.model_fields_set}
     sizes = {name: getattr(known, name) for name in known.model_fields_set}
     return parse(sizes | changes, ModelConfig, source=f"model {given.name}")
+
+
+def _sizes_beside_name(given: ModelConfig) -> list[str]:
+    """Name the options that were set and that the name would overrule, such as `model.text.context`."""
+    if {"vit", "resnet"} <= given.model_fields_set:
+        return []  # no one may set both: all fields were written down, as a run's config.json has them
+    found = []
+    for name in sorted(given.model_fields_set - {"name", *RUN_OPTIONS}):
+        value = getattr(given, name)
+        inner = sorted(value.model_fields_set) if isinstance(value, Config) else []
+        found += [f"model.{name}.{one}" for one in inner] or [f"model.{name}"]
+    return found

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as Tokenization
 from torch import Tensor
 
 from infra.config import Config
-from infra.errors import UserError
+from infra.errors import RunError, UserError
 from infra.storage import Folder
 
 START, END, PADDING = "<|startoftext|>", "<|endoftext|>", "<|padding|>"
@@ -180,9 +180,21 @@ def create_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer
 
 
 def load_tokenizer(folder: Folder) -> Tokenizer:
-    """Load the tokenizer of a run folder. Raises UserError if it has none."""
+    """Load the tokenizer of a run folder.
+
+    Raises:
+        UserError: it has none.
+        RunError: its file is damaged.
+    """
     if not folder.exists(TOKENIZER_NAME):
         raise UserError(f"{folder.path(TOKENIZER_NAME)}: no such file; give the folder of a run of `pairmill train`")
-    if folder.read_json(TOKENIZER_NAME).get("kind") == "clip":
+    found = folder.read_json(TOKENIZER_NAME)
+    if isinstance(found, dict) and found.get("kind") == "clip":
         return ClipTokenizer()
-    return CorpusTokenizer.from_json(folder.read(TOKENIZER_NAME).decode())
+    try:
+        return CorpusTokenizer.from_json(folder.read(TOKENIZER_NAME).decode())
+    except Exception as error:  # noqa: BLE001 - tokenizers raises no narrower one, whatever is wrong with the file
+        reason = f"no token {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise RunError(
+            f"{folder.path(TOKENIZER_NAME)}: no vocabulary of a run ({reason}); bring back the run's own file"
+        ) from None

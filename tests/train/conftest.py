@@ -88,6 +88,8 @@ def make_config(corpus: Path) -> Callable[..., RunConfig]:
             "checkpoint": {"every": "4 steps"},
             "log": {"every": "1 steps"},
         }
+        if "name" in tables.get("model", {}):
+            raw["model"] = {}  # a named model has sizes of its own
         for name, table in tables.items():
             raw[name] = {**raw[name], **table} if isinstance(table, dict) and name in raw else table
         return parse(raw, RunConfig, source="test")

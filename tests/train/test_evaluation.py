@@ -65,9 +65,9 @@ def test_planted_classifier_is_right() -> None:
 
 def test_recall_counts_a_caption_shared_by_pictures() -> None:
     """Two pictures of one caption: either is right for the text."""
-    texts, own = distinct(["cat", "dog", "cat"])
+    texts, own = distinct([("cat",), ("dog",), ("cat",)])
     assert texts == ["cat", "dog"]
-    assert own.tolist() == [0, 1, 0]
+    assert own.int().tolist() == [[1, 0], [0, 1], [1, 0]]
     image = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1]])
     found = retrieval(image, torch.eye(2), own)
     assert found["image_to_text"]["recall@1"] == 1
@@ -83,7 +83,7 @@ def test_suite_reads_back_as_written(suite: Path) -> None:
     assert read.names == NAMES
     assert read.templates == TEMPLATES
     assert [example.target for example in read.examples] == [number % 6 for number in range(24)]
-    assert read.examples[1].caption == "a green circle"
+    assert read.examples[1].captions == ("a green circle",)
     assert (
         list(read.pictures(read.examples[:2], lambda picture: (picture.size, picture.mode))) == [((32, 32), "RGB")] * 2
     )

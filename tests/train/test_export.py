@@ -124,3 +124,37 @@ def test_a_folder_that_holds_something_is_left_alone(run: Path, tmp_path: Path) 
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(UserError, match="holds something already; give a new folder"):
         export(run, "huggingface", tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "last"), [("huggingface", "config.json"), ("open_clip", "open_clip_config.json")])
+def test_an_interrupted_export_is_repeated(run: Path, tmp_path: Path, kind: Any, last: str) -> None:
+    """The configuration comes last: without it a folder is a half of one's own, with it nothing is touched."""
+    whole = export(run, kind, tmp_path / "whole")["files"]
+    assert whole[-1] == last
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / whole[0]).write_bytes(b"torn")
+    (half / ".tmp-rest").write_bytes(b"torn")
+    export(run, kind, half)
+    assert sorted(path.name for path in half.iterdir()) == sorted(whole)
+    for name in whole:
+        assert (half / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    with pytest.raises(UserError, match="holds something already; give a new folder"):
+        export(run, kind, half)
+
+
+def test_nothing_is_written_into_a_run_or_under_a_file(run: Path, tmp_path: Path) -> None:
+    """The exported one's or another's."""
+    other = tmp_path / "other"
+    (other / "checkpoints").mkdir(parents=True)
+    (other / "config.json").write_text("{}")
+    for inside in (run, run / "exported", run / "checkpoints" / "out", other / "a" / "b"):
+        before = sorted(run.rglob("*"))
+        with pytest.raises(UserError, match=r"lies inside a run, .*; give a new folder elsewhere"):
+            export(run, "huggingface", inside)
+        assert sorted(run.rglob("*")) == before
+    (tmp_path / "file").write_text("mine")
+    for under in ("file", "file/x", "file/x/y"):
+        with pytest.raises(UserError, match="file is a file; give a new folder") as caught:
+            export(run, "huggingface", tmp_path / under)
+        assert "\n" not in str(caught.value)

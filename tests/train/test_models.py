@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from infra.config import parse
 from infra.errors import UserError
 from train.model import MODELS, ModelConfig, ViTConfig, create_model
+from train.models import sizes_of
 from train.towers.vit import kept_patches, only_kept
 
 OPEN_CLIPS = [name for name, config in MODELS.items() if name.startswith(("ViT-", "RN")) and config.text.context == 77]
@@ -68,9 +70,34 @@ def test_unknown_name_names_the_nearest() -> None:
         create_model("ViT-B32")
 
 
-def test_options_beside_a_name_count_and_sizes_do_not() -> None:
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ({"text": {"context": 32}, "embed_dim": 64}, "model.embed_dim, model.text.context: set beside model.name"),
+        ({"vit": {"width": 64, "heads": 1}}, "model.vit.heads, model.vit.width: set beside"),
+        ({"vision": {}}, "model.vision: set beside"),
+    ],
+)
+def test_sizes_beside_a_name_are_refused(sizes: dict[str, Any], named: str) -> None:
+    """They would be ignored, even those that are the defaults."""
+    with pytest.raises(UserError, match=named) as caught:
+        sizes_of(parse({"name": "ViT-B-32"} | sizes, ModelConfig, source="test"))
+    assert "'ViT-B-32' has sizes of its own" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["ViT-nano", "RN-nano", "RN10-tiny"])
+def test_a_configuration_written_down_whole_may_be_read_back(name: str) -> None:
+    """As a run's `config.json` is, with every default; one of a version with fewer options too."""
+    raw = ModelConfig(name=name, patch_dropout=0.0).model_dump(mode="json")
+    assert "embed_dim" in raw
+    assert sizes_of(parse(raw, ModelConfig, source="test")) == sizes_of(name)
+    del raw["statistics_group"]
+    assert sizes_of(parse(raw, ModelConfig, source="test")) == sizes_of(name)
+
+
+def test_options_beside_a_name_count() -> None:
     """`patch_dropout` is no size."""
-    given = ModelConfig(name="ViT-nano", patch_dropout=0.5, temperature=0.1, embed_dim=7)
+    given = ModelConfig(name="ViT-nano", patch_dropout=0.5, temperature=0.1)
     model = create_model(given, 50)
     assert model.config.embed_dim == 32
     assert model.visual.patch_dropout == 0.5

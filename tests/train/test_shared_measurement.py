@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,16 +93,7 @@ def test_each_rank_measures_its_share(tmp_path: Path, drawing: Draw, make_config
     shutil.copy(tmp_path / "more" / "test" / "0.tar", tmp_path / "suite" / "test" / "1.tar")
     (tmp_path / "suite" / "test" / "nshards.txt").write_text("2\n")
     config = make_config(optim={"ema": 0.0}, evaluate={"suite": suite})
-    prepare(config, tmp_path / "run", 2)
-    command = [sys.executable, "-c", RANK, config.model_dump_json(), str(tmp_path / "run")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ranks = [subprocess.Popen([*command, str(rank)], env=environment, stdout=subprocess.PIPE) for rank in range(2)]
-    try:
-        first, second = (json.loads(rank.communicate(timeout=PATIENCE_S)[0]) for rank in ranks)
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
+    first, second = by_two_ranks(config, tmp_path / "run")
     assert first["found"] == second["found"]
     assert first["own"] == [number % 2 == 0 for number in range(61)]
     assert second["own"] == [number % 2 == 1 for number in range(61)]
@@ -111,9 +103,43 @@ def test_each_rank_measures_its_share(tmp_path: Path, drawing: Draw, make_config
     # Ranks encode equally many, so the last of 61 has one that is rank 0's.
     assert second["decoded"] == sorted([f"{number:05d}" for number in range(1, 61, 2)] + ["00000"])
     alone = first["alone"]
-    recalls = {f"{way}_{name}": share for way, both in alone["retrieval"].items() for name, share in both.items()}
-    expected = {"zero_shot": alone["top1"], "zero_shot_top5": alone["top5"]} | recalls
+    expected = {"zero_shot": alone["top1"], "zero_shot_top5": alone["top5"]} | recalls(alone)
     assert first["shared"] == second["shared"] == pytest.approx(expected)
+
+
+def test_a_suite_of_captions_alone_is_shared_too(tmp_path: Path, drawing: Draw, make_config: MakeConfig) -> None:
+    """Five captions a picture and no classes: recalls, no accuracy, and the same as one process finds."""
+    samples = [
+        {"key": str(number), "png": drawing(NAMES[number % 6], "line", number)}
+        | {"txt": "\n".join(f"{NAMES[number % 6]} line {number}, {word}" for word in NAMES[:5])}
+        for number in range(13)
+    ]
+    write_suite(str(tmp_path / "suite"), samples, (), ())
+    config = make_config(optim={"ema": 0.0}, evaluate={"suite": str(tmp_path / "suite")})
+    first, second = by_two_ranks(config, tmp_path / "run")
+    assert len(recalls(first["alone"])) == 6
+    assert first["shared"] == second["shared"] == pytest.approx(recalls(first["alone"]))
+    assert "top1" not in first["alone"]
+
+
+def by_two_ranks(config: RunConfig, run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What each of two ranks says."""
+    prepare(config, run, 2)
+    command = [sys.executable, "-c", RANK, config.model_dump_json(), str(run)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ranks = [subprocess.Popen([*command, str(rank)], env=environment, stdout=subprocess.PIPE) for rank in range(2)]
+    try:
+        first, second = (json.loads(rank.communicate(timeout=PATIENCE_S)[0]) for rank in ranks)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    return first, second
+
+
+def recalls(alone: dict[str, Any]) -> dict[str, float]:
+    """As the log names them."""
+    return {f"{way}_{name}": share for way, both in alone["retrieval"].items() for name, share in both.items()}
 
 
 @pytest.mark.parametrize("pictures", [1, 13])

@@ -20,6 +20,8 @@ from train.flops import card_peak, flops_a_sample, peak_flops
 from train.launch import prepare
 from train.loop import fit, resumed
 from train.model import create_model
+from train.objectives import create_objective
+from train.objectives.captioning import CaptioningObjective
 from train.sinks.jsonl import JsonLines, last_line, lines
 from train.sinks.prometheus import Prometheus
 from train.state import build
@@ -116,6 +118,23 @@ def test_flops_are_those_of_a_real_pass(make_config: MakeConfig) -> None:
         (features.image.sum() + features.text.sum()).backward()
     assert flops_a_sample(config, 320, 16, 12) == counter.get_total_flops() / 8
     assert flops_a_sample(config, 320, 32, 12) > 2 * flops_a_sample(config, 320, 16, 12)
+
+
+def test_flops_of_captioning_are_those_of_a_real_pass(make_config: MakeConfig) -> None:
+    """Texts as long as the context: the decoder and its logits count."""
+    config = make_config(objective={"name": "captioning", "decoder_width": 16, "decoder_heads": 2})
+    model = create_model(config.model, 320)
+    objective = create_objective(**config.objective.model_dump())
+    assert isinstance(objective, CaptioningObjective)
+    objective.build(model)
+    tokens = torch.ones(8, 12, dtype=torch.int64)
+    tokens[:, -1] = 319
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        features = model(torch.randn(8, 3, 16, 16), tokens, objective.sample_needs)
+        loss, _ = objective.of_samples(features, tokens, objective.denominator(tokens))
+        (features.image.sum() + features.text.sum() + loss).backward()
+    assert flops_a_sample(config, 320, 16, 12) == counter.get_total_flops() / 8
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Tokenization
+from tokenizers import models
 
-from infra.errors import UserError
+from infra.errors import RunError, UserError
 from infra.storage import Folder
 from train.tokenizer import (
     END,
@@ -105,6 +107,22 @@ def test_saved_tokenizer_loads_as_it_was(tmp_path: Path, kind: str) -> None:
 def test_missing_tokenizer_is_named(tmp_path: Path) -> None:
     """A folder that is no run."""
     with pytest.raises(UserError, match=r"tokenizer.json: no such file"):
+        load_tokenizer(Folder(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"kind": "other"}', "words"])
+def test_damaged_tokenizer_is_named(tmp_path: Path, content: str) -> None:
+    """JSON of something else, or none."""
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(RunError, match=r"tokenizer.json: no") as caught:
+        load_tokenizer(Folder(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_tokenizer_without_the_ends_is_named(tmp_path: Path) -> None:
+    """A vocabulary of somebody else's."""
+    (tmp_path / "tokenizer.json").write_text(Tokenization(models.BPE()).to_str())
+    with pytest.raises(RunError, match=r"tokenizer.json: no vocabulary of a run \(no token '<\|startoftext\|>'\)"):
         load_tokenizer(Folder(tmp_path))
 
 

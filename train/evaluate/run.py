@@ -34,10 +34,10 @@ def evaluate(checkpoint_path: str | Path, suite: str | Path) -> dict[str, Any]:
     """Measure a run's newest checkpoint, or one named checkpoint, on a suite folder.
 
     Returns:
-        `names` (how many classes), `images`, `top1`, `top5` (shares), `retrieval` (`image_to_text`,
-        `text_to_image`: `recall@1`, `@5`, `@10`; None for a suite without captions), `predictions` (for each
-        picture `key`, its true `name`, its `top` five as `name`, `score`, a cosine, and `probability` among all
-        names at the model's own temperature), `step`, `samples`.
+        `names` (how many classes), `images`, `top1`, `top5` (shares; not for a suite without classes), `retrieval`
+        (`image_to_text`, `text_to_image`: `recall@1`, `@5`, `@10`; None for a suite without captions),
+        `predictions` (for each picture `key`, its true `name`, its `top` five as `name`, `score`, a cosine, and
+        `probability` among all names at the model's own temperature; none without classes), `step`, `samples`.
 
     Raises:
         UserError: no checkpoint there, a suite that is missing or malformed, a checkpoint of another model.
@@ -75,23 +75,17 @@ def load_model(path: str | Path) -> tuple[DualEncoder, Tokenizer, RunConfig, dic
 def measure(model: DualEncoder, tokenizer: Tokenizer, suite: Suite, config: RunConfig) -> dict[str, Any]:
     """Measure a model in memory on a suite; see `evaluate` for what comes back."""
     encoder = Encoder(model, tokenizer, config, next(model.parameters()).device)
-    weights = classifier(encoder.texts, suite.names, suite.templates)
     features = encoder.images(suite, suite.examples)
-    targets = torch.tensor([example.target for example in suite.examples])
-    scores = features @ weights.T
-    captions = [example.caption for example in suite.examples if example.caption is not None]
-    recalls = None
-    if len(captions) == len(suite.examples):
-        texts, own = distinct(captions)
-        recalls = retrieval(features, encoder.texts(texts), own)
-    return {
-        "names": len(suite.names),
-        "images": len(suite.examples),
-        "top1": accuracy(scores, targets, 1),
-        "top5": accuracy(scores, targets, 5),
-        "retrieval": recalls,
-        "predictions": _predictions(suite, scores, model.logit_scale.exp().item()),
-    }
+    shares, predictions, recalls = {}, [], None
+    if suite.names:
+        scores = features @ classifier(encoder.texts, suite.names, suite.templates).T
+        shares = {"top1": accuracy(scores, suite.targets, 1), "top5": accuracy(scores, suite.targets, 5)}
+        predictions = _predictions(suite, scores, model.logit_scale.exp().item())
+    if suite.is_captioned:
+        texts, belongs = distinct([example.captions for example in suite.examples])
+        recalls = retrieval(features, encoder.texts(texts), belongs)
+    counts = {"names": len(suite.names), "images": len(suite.examples)}
+    return counts | shares | {"retrieval": recalls, "predictions": predictions}
 
 
 class Encoder:
@@ -151,11 +145,11 @@ def _predictions(suite: Suite, scores: Tensor, scale: float) -> list[dict[str, A
     return [
         {
             "key": example.key,
-            "name": suite.names[example.target],
+            "name": suite.names[target],
             "top": [
                 {"name": suite.names[number], "score": round(score, 4), "probability": round(share, 4)}
                 for number, score, share in zip(*row, strict=True)
             ],
         }
-        for example, *row in zip(suite.examples, *columns, strict=True)
+        for example, target, *row in zip(suite.examples, suite.targets.tolist(), *columns, strict=True)
     ]

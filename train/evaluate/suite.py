@@ -3,7 +3,9 @@
 classnames.txt                          one class a line; `cls` counts from 0 in this order
 zeroshot_classification_templates.txt   one prompt a line, `{c}` where the class goes
 test/nshards.txt                        how many tars
-test/0.tar ...                          members KEY.png (jpg, webp), KEY.cls, and KEY.txt for retrieval
+test/0.tar ...                          members KEY.png (jpg, webp), KEY.cls, and KEY.txt, one caption a line
+
+A suite for retrieval alone has neither `classnames.txt` nor KEY.cls.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from infra.errors import UserError
 from infra.storage import Folder
@@ -32,11 +36,11 @@ PreparedT = TypeVar("PreparedT")
 
 @dataclass(frozen=True)
 class Example:
-    """One picture of a suite: its class by number, its caption if the suite is for retrieval, and where it lies."""
+    """One picture of a suite: its class by number, its captions if the suite is for retrieval, and where it lies."""
 
     key: str
-    target: int
-    caption: str | None
+    target: int | None
+    captions: tuple[str, ...]
     tar: str
     extension: str
     start: int
@@ -48,12 +52,22 @@ ReadTar = Callable[[str], list[Example]]
 
 @dataclass(frozen=True)
 class Suite:
-    """Class names, prompt templates, and what is known of each picture before it is read."""
+    """Class names (none in a suite for retrieval alone), prompt templates, and what is known of each picture."""
 
     path: str
     names: tuple[str, ...]
     templates: tuple[str, ...]
     examples: tuple[Example, ...]
+
+    @property
+    def is_captioned(self) -> bool:
+        """Tell whether every picture has a caption."""
+        return all(example.captions for example in self.examples)
+
+    @property
+    def targets(self) -> Tensor:
+        """The pictures' classes `[N]`, of a suite with names."""
+        return torch.tensor([example.target for example in self.examples])
 
     def pictures(self, examples: Sequence[Example], prepare: Callable[[Image.Image], PreparedT]) -> Iterator[PreparedT]:
         """Yield what `prepare` makes of each example's picture (RGB); a few are read and decoded at once.
@@ -83,7 +97,7 @@ def read_suite(
     folder = Folder(path)
     if not folder.exists():
         raise UserError(f"{path}: no such suite folder; give one with {CLASSNAMES} and {NSHARDS}")
-    names = _lines(folder, CLASSNAMES)
+    names = _lines(folder, CLASSNAMES) if folder.exists(CLASSNAMES) or not folder.exists(NSHARDS) else ()
     templates = _lines(folder, TEMPLATES) if folder.exists(TEMPLATES) else (PLACEHOLDER,)
     for template in templates:
         if PLACEHOLDER not in template:
@@ -95,7 +109,22 @@ def read_suite(
     examples = [one for some in spread(partial(_examples, folder, len(names)), tars) for one in some]
     if not examples:
         raise UserError(f"{folder.path('test')}: holds no pictures")
-    return Suite(folder.url, names, templates, tuple(examples))
+    return Suite(folder.url, names if _is_classed(folder, examples) else (), templates, tuple(examples))
+
+
+def _is_classed(folder: Folder, examples: Sequence[Example]) -> bool:
+    """Tell whether pictures have classes. Raises UserError if only some have, or one has no caption either."""
+    classed = any(example.target is not None for example in examples)
+    for example in examples:
+        where = f"{folder.path(example.tar)}: {example.key}"
+        if classed and example.target is None:
+            raise UserError(f"{where} has no {example.key}.cls, as other pictures have; give it one")
+        if not classed and not example.captions:
+            raise UserError(
+                f"{where} has neither a class ({example.key}.cls, counting in {CLASSNAMES}) nor a caption "
+                f"({example.key}.txt); a suite needs one of the two for every picture"
+            )
+    return classed
 
 
 def check_suite(path: str, *, decode: bool) -> None:
@@ -114,8 +143,8 @@ def write_suite(
     Args:
         path: folder, any fsspec URL.
         samples: mappings with `key`, an image's bytes under its extension (`png`, `jpg`, `webp`), `cls`, and
-            for retrieval `txt`.
-        classnames: names of the classes, in the order that `cls` counts.
+            for retrieval `txt`, one caption a line.
+        classnames: names of the classes, in the order that `cls` counts; none for retrieval alone.
         templates: prompts with `{c}`.
     """
     folder = Folder(path)
@@ -129,6 +158,8 @@ def write_suite(
                     )
         tar.write(END)
     folder.write(NSHARDS, b"1\n")
+    if not classnames:
+        return
     folder.write(TEMPLATES, "".join(f"{template}\n" for template in templates).encode())
     folder.write(CLASSNAMES, "".join(f"{name}\n" for name in classnames).encode())
 
@@ -176,11 +207,14 @@ def _example(where: str, tar: str, key: str, sample: dict[str, tuple[Member, byt
     if extension is None:
         raise UserError(f"{where}: {key} has no picture ({', '.join(IMAGES)})")
     texts = {name: content.decode("utf-8", "replace") for name, (_, content) in sample.items() if content is not None}
-    target = texts.get("cls", "").strip()
-    if not target.isdecimal() or int(target) >= classes:
+    target = texts["cls"].strip() if "cls" in texts else None
+    if target is not None and not classes:
+        raise UserError(f"{where}: {key}.cls holds {target!r}, but {CLASSNAMES}: missing; write one class a line there")
+    if target is not None and (not target.isdecimal() or int(target) >= classes):
         raise UserError(f"{where}: {key}.cls holds {target!r}, not a class from 0 to {classes - 1}")
+    captions = tuple(line for line in texts.get("txt", "").splitlines() if line.strip())
     member = sample[extension][0]
-    return Example(key, int(target), texts.get("txt"), tar, extension, member.start, member.size)
+    return Example(key, None if target is None else int(target), captions, tar, extension, member.start, member.size)
 
 
 def _picture(folder: Folder, example: Example) -> Image.Image:

@@ -29,8 +29,8 @@ def measure_together(state: TrainingState, run: Path) -> dict[str, float]:
     """Measure the weights as they are (or their average) on the configured suite; every rank must call it.
 
     Returns:
-        `zero_shot` and `zero_shot_top5` (shares), and for a suite with captions `image_to_text_recall@K` and
-        `text_to_image_recall@K`, the same on every rank.
+        For a suite with classes `zero_shot` and `zero_shot_top5` (shares), for one with captions
+        `image_to_text_recall@K` and `text_to_image_recall@K`, the same on every rank.
     """
     averaged = state.average.applied_to(state.model) if state.average is not None else nullcontext()
     suite = read_suite(state.config.evaluate.suite, map_over_ranks)
@@ -67,29 +67,28 @@ def by_all_ranks(encode: Callable[[Sequence[ItemT]], Tensor], items: Sequence[It
 
 
 def _measured(encoder: Encoder, suite: Suite) -> dict[str, float]:
-    weights = classifier(lambda texts: by_all_ranks(encoder.texts, texts), suite.names, suite.templates)
     features = by_all_ranks(partial(encoder.images, suite), suite.examples)
-    targets = torch.tensor([example.target for example in suite.examples], device=features.device)
-    scores = features @ weights.T
-    found = {"zero_shot": accuracy(scores, targets, 1), "zero_shot_top5": accuracy(scores, targets, 5)}
-    captions = [example.caption for example in suite.examples if example.caption is not None]
-    if len(captions) == len(suite.examples):
-        texts, own = distinct(captions)
-        own, text_features = own.to(features.device), by_all_ranks(encoder.texts, texts)
-        numbers = torch.arange(len(texts), device=features.device)
-        ways = {"image_to_text": (features, text_features, own, numbers),
-                "text_to_image": (text_features, features, numbers, own)}  # fmt: skip
+    found: dict[str, float] = {}
+    if suite.names:
+        weights = classifier(lambda texts: by_all_ranks(encoder.texts, texts), suite.names, suite.templates)
+        scores, targets = features @ weights.T, suite.targets.to(features.device)
+        found = {"zero_shot": accuracy(scores, targets, 1), "zero_shot_top5": accuracy(scores, targets, 5)}
+    if suite.is_captioned:
+        texts, belongs = distinct([example.captions for example in suite.examples])
+        text_features = by_all_ranks(encoder.texts, texts)
+        ways = {"image_to_text": (features, text_features, belongs),
+                "text_to_image": (text_features, features, belongs.T)}  # fmt: skip
         for way, sides in ways.items():
             found |= {f"{way}_{name}": share for name, share in _recalls(*sides).items()}
     return found
 
 
-def _recalls(rows: Tensor, columns: Tensor, of_row: Tensor, of_column: Tensor) -> dict[str, float]:
-    """Return recalls over all rows, this rank having looked at its share of them; equal numbers belong together."""
+def _recalls(rows: Tensor, columns: Tensor, belongs: Tensor) -> dict[str, float]:
+    """Return recalls over all rows, this rank having looked at its share of them; see `recall`."""
     share = slice(rank(), None, world_size())
     own, counts = rows[share], [0.0] * len(CUTS)
     if len(own):
-        found = recall(own @ columns.T, of_row[share, None] == of_column[None])
+        found = recall(own @ columns.T, belongs[share].to(rows.device))
         counts = [value * len(own) for value in found.values()]
     sums = [round(mean * world_size()) for mean in mean_over_ranks(counts)]
     return {f"recall@{cut}": total / len(rows) for cut, total in zip(CUTS, sums, strict=True)}
