@@ -29,6 +29,7 @@ from train.determinism import deterministic
 from train.loop import fit, resumed
 from train.parallel import process_group_backend, rank
 from train.state import build
+from train.writable import check_stream_cache
 
 CONFIG_NAME, RESULT_NAME = "config.json", "result.json"
 FAILURE_VARIABLE = "PAIRMILL_FAILURE"
@@ -54,6 +55,7 @@ def run_rank(config: RunConfig, run: Path, stop: threading.Event | None = None) 
     """
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(config.parallel.threads or max(1, len(os.sched_getaffinity(0)) // local_world))
+    check_stream_cache(config.data)
     same = deterministic(config.parallel.deterministic)
     with same, _process_group(config.parallel.timeout_s), _stop_signals(stop) as stopped:
         result = fit(resumed(build(config, run), run), run, stopped.is_set)
