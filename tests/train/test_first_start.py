@@ -24,7 +24,7 @@ def test_a_mended_configuration_takes_the_folder(
     run, weights = tmp_path / "run", tmp_path / "weights.safetensors"
     weights.write_bytes(b"none")
     elsewhere = {"folder": str(tmp_path / "checkpoints")}
-    with pytest.raises(UserError, match="weights.safetensors"):
+    with pytest.raises(UserError, match=r"weights\.safetensors"):
         train(make_config(length="1 steps", model={"weights": str(weights)}), run, 1)
     mended = make_config(length="1 steps", tokenizer={"vocabulary": 310}, checkpoint=elsewhere)
     with caplog.at_level(logging.INFO):

@@ -50,13 +50,13 @@ def test_an_image_tower_without_stages_is_refused(make_config: MakeConfig) -> No
 
 
 def test_a_length_of_more_than_a_number_holds_is_refused(make_config: MakeConfig) -> None:
-    with pytest.raises(UserError, match="'length': .*too large a number"):
+    with pytest.raises(UserError, match=r"'length': .*too large a number"):
         make_config(length=f"{'9' * 400} steps")
 
 
 @pytest.mark.parametrize("length", ["5 samples", "0.001 epochs"])
 def test_a_length_is_one_step_at_least(tmp_path: Path, make_config: MakeConfig, length: str) -> None:
-    with pytest.raises(UserError, match=f"length: '{length}' is less than one step of 16 samples"):
+    with pytest.raises(UserError, match=rf"length: '{length}' is less than one step of 16 samples"):
         prepare(make_config(length=length), tmp_path / "run", 1)
 
 
@@ -68,9 +68,9 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, place: str) 
         "below a file": str(tmp_path / "file" / "inside"),
         "not to be written to": "/proc/pairmill",
     }[place]
-    with pytest.raises(UserError, match=f"^checkpoint.folder: {folder} cannot be written to "):
+    with pytest.raises(UserError, match=rf"^checkpoint.folder: {folder} cannot be written to "):
         check_checkpoint_folder(CheckpointConfig(folder=folder))
-    with pytest.raises(UserError, match=f"^data.stream_cache: {folder} cannot be written to "):
+    with pytest.raises(UserError, match=rf"^data.stream_cache: {folder} cannot be written to "):
         check_stream_cache(DataConfig(stream_cache=folder))
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -81,7 +81,7 @@ def test_nothing_is_left_of_the_trial(tmp_path: Path) -> None:
 
 
 def test_a_cache_at_a_url_is_refused() -> None:
-    with pytest.raises(UserError, match="data.stream_cache: s3://bucket/cache is no local folder"):
+    with pytest.raises(UserError, match=r"data\.stream_cache: s3://bucket/cache is no local folder"):
         check_stream_cache(DataConfig(stream_cache="s3://bucket/cache"))
 
 
