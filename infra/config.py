@@ -16,9 +16,9 @@ from infra.errors import UserError
 
 
 class Config(BaseModel):
-    """Base of every configuration model: frozen, and a key nobody declared is an error."""
+    """Base of every configuration model: frozen; a key nobody declared is an error, and so is an endless number."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

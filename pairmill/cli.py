@@ -203,7 +203,7 @@ def train(
     toml: Annotated[Path, Parameter(help="TOML file of the run")],
     *,
     run: Annotated[
-        Path | None, Parameter(help="folder of the run; beside the TOML file, by its name, by default")
+        str | None, Parameter(help="folder of the run; beside the TOML file, by its name, by default")
     ] = None,
     nproc: Annotated[int | None, Parameter(help="processes to start; 1 by default, torchrun's own under it")] = None,
     launcher: Annotated[
@@ -238,7 +238,9 @@ def train(
 
         start = RayLauncher(cluster, max_failures, min_nproc or 0)
     config = assigned(load_toml(toml, RunConfig), settings or (), source="--set")
-    result = run_training(config, run or toml.with_suffix(""), nproc or 1, start, may_change=changed_config)
+    result = run_training(
+        config, run or toml.with_suffix(""), 1 if nproc is None else nproc, start, may_change=changed_config
+    )
     if leads():
         emit(result, json, show.mapping)
 

@@ -10,12 +10,13 @@ import functools
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,13 +32,22 @@ DRAWS = 24
 CROP_DRAWS = 8
 
 
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < pair[0] <= pair[1]:
+        raise ValueError("give two numbers above 0, the smaller one first")
+    return pair
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+
+
 class AugmentConfig(Config):
     """How far training pictures are changed; 0 switches a change off."""
 
-    crop_scale: tuple[float, float] = Field(
+    crop_scale: Range = Field(
         default=(0.6, 1.0), description="area of the random crop, share of the picture with its margin"
     )
-    crop_ratio: tuple[float, float] = Field(default=(0.85, 1.18), description="width by height of the random crop")
+    crop_ratio: Range = Field(default=(0.85, 1.18), description="width by height of the random crop")
     flip: float = Field(default=0.0, ge=0, le=1, description="probability of a mirror image")
     rotation_degrees: float = Field(default=0.0, ge=0, description="largest turn either way, degrees")
     margin: float = Field(

@@ -9,7 +9,7 @@ from pydantic import Field
 from infra.config import Config, knob
 from shards.cache import CACHE_BYTES
 from train.augment import AugmentConfig
-from train.length import Length
+from train.length import Length, RunLength
 from train.model import ModelConfig
 from train.optim import OptimConfig
 from train.parallel import ParallelConfig
@@ -21,7 +21,9 @@ class DataConfig(Config):
 
     folder: str = Field(default="", description="shard folder, any fsspec URL")
     global_batch_size: int = Field(default=256, ge=2, description="samples of a step, over all ranks")
-    seed: int = Field(default=0, ge=0, description="seed of the order, of crops and colours, and of the first weights")
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="seed of the order, of crops and colours, and of the first weights"
+    )
     image_size: int = Field(default=64, ge=8, description="side of the pictures trained on, pixels")
     early_image_size: int = Field(
         default=0, ge=0, description="a smaller side for the first part of the run, pixels; 0: none"
@@ -121,7 +123,7 @@ class EvaluateConfig(Config):
 class RunConfig(Config):
     """One training run."""
 
-    length: Length = Field(default="32 epochs", description="length of the run: samples, steps or epochs")
+    length: RunLength = Field(default="32 epochs", description="length of the run: samples, steps or epochs")
     data: DataConfig = Field(default=DataConfig(), description="corpus and batches")
     tokenizer: TokenizerConfig = Field(default=TokenizerConfig(), description="vocabulary")
     model: ModelConfig = Field(default=ModelConfig(), description="both towers")

@@ -1,7 +1,8 @@
 """Names the ranks that a run is waiting for.
 
 Each rank's thread puts a beat into the process group's store: a count, the step, and where the main thread is. When a
-rank has taken no step for a while, it looks at the others' beats: who is a step behind, or does not beat any more.
+rank has taken no step for a while, it looks at the others' beats. Who does not beat any more is named at once, whatever
+the ranks are at; who beats but is a step behind, once the step or measurement takes longer than such a one may.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch.distributed as dist
 
 from infra.logs import log
 from train.parallel import rank, world_size
+from train.patience import Patience
 
 STALLS_NAME = "stalls.jsonl"
 BEATS = 6
@@ -31,12 +33,8 @@ SILENT_BEATS = 3
 """Beats that a rank may leave out before it is said not to answer."""
 AGAIN_S = 60.0
 NAMED_RANKS = 8
-SLOW = 3
-"""A step may take so many times what one takes."""
-RECENT = 0.1
-"""Weight of the newest steps in that: the first step's compilation is soon forgotten."""
-LONG = 10
-"""What is no step, a measurement, may take so many times what a step may."""
+LOOKOUTS = 3
+"""Ranks that look for silent ones; if all of them are silent the others find out when their patience ends."""
 ROOT = str(Path(__file__).parent.parent)
 
 
@@ -46,10 +44,12 @@ class Heartbeat:
     Args:
         step: tells how many steps this rank has taken.
         folder: the run's, for `stalls.jsonl`.
-        stall_s: seconds without a step after which the ranks that are behind are named; 0: nobody watches.
+        stall_s: seconds without a step after which ranks that do not answer are named, and those that are behind if
+            steps are not usually as long; 0: nobody watches.
+        longest_s: see `Patience`.
     """
 
-    def __init__(self, step: Callable[[], int], folder: Path, stall_s: float) -> None:
+    def __init__(self, step: Callable[[], int], folder: Path, stall_s: float, longest_s: float = 0.0) -> None:
         self.step, self.folder, self.stall_s = step, folder, stall_s
         self.beat_s = stall_s / BEATS
         self._main = threading.get_ident()
@@ -57,7 +57,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
         self._heard: dict[int, tuple[int, float]] = {}
         self._beats = 0
-        self._usual_s = 0.0
+        self._patience = Patience(stall_s, longest_s)
         self._stage = 0  # odd: in the midst of what is no step
         self._looks = 0
         self._last: dict[int, dict[str, Any]] = {}
@@ -78,7 +78,10 @@ class Heartbeat:
 
     @contextmanager
     def at_length(self) -> Iterator[None]:
-        """Be `LONG` times as patient while the block runs, which is no step and may take longer; every rank enters."""
+        """Be patient while the block runs, which is no step and takes as long as `Patience` learns; every rank enters.
+
+        Who does not answer is named as ever.
+        """
         self._stage += 1
         try:
             yield
@@ -92,12 +95,10 @@ class Heartbeat:
             try:
                 self._beat()
                 if (self.step(), self._stage) != (step, stage):
-                    if self._stage == stage:
-                        took = (now - since) / (self.step() - step)
-                        self._usual_s += RECENT * (took - self._usual_s)
+                    self._learn(now - since, self.step() - step, stage)
                     step, stage, since, told = self.step(), self._stage, now, 0.0
                     self._looks = 0
-                elif now - since > self._patience_s(stage) and self._look(now) and now > told:
+                elif self._is_late(now, since, stage) and now > told:
                     self._tell(now - since)
                     told = now + AGAIN_S
             except (RuntimeError, OSError) as error:
@@ -105,8 +106,19 @@ class Heartbeat:
                     log.warning("train: no rank is watched any more: %s", str(error).splitlines()[0])
                 return
 
-    def _patience_s(self, stage: int) -> float:
-        return max(self.stall_s, SLOW * self._usual_s) * (LONG if stage % 2 else 1)
+    def _learn(self, took_s: float, steps: int, stage: int) -> None:
+        if stage % 2:
+            self._patience.lasted(took_s)
+        elif self._stage == stage:
+            self._patience.stepped(took_s / steps)
+
+    def _is_late(self, now: float, since: float, stage: int) -> bool:
+        """Tell whether there is somebody to name: a silent rank at once, one that answers once patience ends."""
+        patience = self._patience.for_other_s() if stage % 2 else self._patience.for_step_s()
+        is_over = now - since > patience
+        if not (is_over or (rank() < LOOKOUTS and now - since > self.stall_s)):
+            return False
+        return self._look(now) and (is_over or bool(self._silent(now)))
 
     def _beat(self) -> None:
         self._beats += 1
@@ -133,8 +145,7 @@ class Heartbeat:
         return self._looks > SILENT_BEATS
 
     def _tell(self, seconds: float) -> None:
-        now = time.monotonic()
-        silent = {other for other, (_, at) in self._heard.items() if now - at > (SILENT_BEATS - 1) * self.beat_s}
+        silent = self._silent(time.monotonic())
         behind = silent | self._behind(silent)
         speaker = min(set(self._last) - silent, default=rank())
         if speaker != rank():
@@ -145,6 +156,9 @@ class Heartbeat:
         line = {"step": self.step(), "seconds": round(seconds, 1), "behind": found}
         with (self.folder / STALLS_NAME).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
+
+    def _silent(self, now: float) -> set[int]:
+        return {other for other, (_, at) in self._heard.items() if now - at > (SILENT_BEATS - 1) * self.beat_s}
 
     def _behind(self, silent: set[int]) -> set[int]:
         """Return who has taken fewer steps than the others or, at the same step, is where most are not."""

@@ -21,6 +21,10 @@ CHANGING = re.compile(r"0x[0-9a-f]+|\d+")
 """What differs between ranks that die of the same thing: ports, addresses, their own number."""
 
 
+TIMEOUT = re.compile(r"tim(e|ed) ?out", re.IGNORECASE)
+"""Among the words of whatever waits for messages: gloo, NCCL, the store."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """How a rank ended.
@@ -47,8 +51,13 @@ class Failure:
     def words(self) -> str:
         """What it died of, in one line."""
         if self.code < 0:
-            return f"killed by {signal.Signals(-self.code).name}"
+            return f"killed by {_signal_name(-self.code)}"
         return self.message or f"exit code {self.code}"
+
+    @property
+    def is_timeout(self) -> bool:
+        """Whether it waited for another rank in vain."""
+        return self.kind == "crash" and TIMEOUT.search(self.message) is not None
 
     @property
     def text(self) -> str:
@@ -90,6 +99,7 @@ def tell(failures: Sequence[Failure], run: Path, nproc: int) -> None:
     for failure in failures:
         groups.setdefault(_kind(failure), []).append(failure)
     if not any(one.text for one in failures):
+        Folder(run).delete(KEPT_NAME)  # of an earlier start, which did not end of this
         return
     kept: list[str] = []
     shown: list[str] = []
@@ -102,6 +112,13 @@ def tell(failures: Sequence[Failure], run: Path, nproc: int) -> None:
         shown.append(f"after that {head}" if shown else "\n".join([head, *tail]))
     Folder(run).write(KEPT_NAME, "\n".join(kept).encode("utf-8", "replace"))
     log.error("train: %s\nAll of it is in %s", "\n".join(shown), run / KEPT_NAME)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def _kind(failure: Failure) -> str:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra.config import essence, parse
+from infra.config import differences, essence, parse
 from infra.errors import RunError, UserError
 from infra.lock import LOCK_NAME, exclusive
+from infra.logs import log
 from infra.storage import Folder
 from train.changes import check_same_run
+from train.checkpoint import place, saved
 from train.config import RunConfig
 from train.data import captions, open_stream
 from train.environment import told
 from train.evaluate.suite import check_suite
+from train.length import in_samples
 from train.model import check_image_size, create_model
 from train.models import sizes_of
 from train.objectives import check_needs, create_objective
 from train.ranks import Ranks
+from train.sinks.jsonl import LOG_NAME
 from train.tokenizer import TOKENIZER_NAME, create_tokenizer
 from train.worker import CONFIG_NAME, RESULT_NAME, run_rank
+from train.writable import check_checkpoint_folder
 
 POLL_S = 0.05
+WARN_AFTER_S = 10.0
+"""Seconds that a rank waits for rank 0 without a word."""
 _EARLY = (LOCK_NAME, TOKENIZER_NAME)
 """What a run's folder holds before its configuration: all there is of one that was interrupted so early."""
 
@@ -64,12 +73,12 @@ def train(
         RunError: a rank died, or the run was stopped by a signal before its end.
         KeyboardInterrupt: Ctrl-C, after a checkpoint has been written.
     """
-    run = Path(run)
-    place = told()
-    if place is not None:
+    run = local_run(run)
+    started = told()
+    if started is not None:
         if launcher is not on_this_machine:
             raise UserError("--launcher ray: this process is a rank of torchrun's already; start it without torchrun")
-        return _as_rank(config, run, place.world_size, may_change)
+        return _as_rank(config, run, started.world_size, may_change)
     if nproc < 1:
         raise UserError(f"nproc: {nproc} processes; start at least 1")
     _check_is_a_run(Folder(run))
@@ -79,6 +88,17 @@ def train(
             launcher(config, run, nproc)
             done = Folder(run).read_json(RESULT_NAME)
     return dict(done)
+
+
+def local_run(run: str | Path) -> Path:
+    """Return a run's folder as a path. Raises UserError for a URL: what is written line by line needs a local disk."""
+    # A path has lost one of the slashes.
+    if re.match(r"[a-z][a-z0-9+.-]*:/", os.fspath(run)):
+        raise UserError(
+            f"--run {os.fspath(run)}: a run's folder is a local one; name one, and the URL as checkpoint.folder, "
+            "where the checkpoints go"
+        )
+    return Path(run)
 
 
 def prepare(config: RunConfig, run: Path, world_size: int, *, may_change: bool = False) -> dict[str, Any] | None:
@@ -94,10 +114,18 @@ def prepare(config: RunConfig, run: Path, world_size: int, *, may_change: bool =
     before = None
     if folder.exists(CONFIG_NAME):
         before = parse(folder.read_json(CONFIG_NAME), RunConfig, source=folder.path(CONFIG_NAME))
-        check_same_run(before, config, str(run), may_change=may_change)
+        if _has_begun(before, config, run):
+            check_same_run(before, config, str(run), may_change=may_change)
+        else:
+            _take_back(before, config, folder)
     if folder.exists(RESULT_NAME):
         return dict(folder.read_json(RESULT_NAME))
-    open_stream(config.data, 0, world_size).check_workers(config.data.workers)
+    stream = open_stream(config.data, 0, world_size)
+    stream.check_workers(config.data.workers)
+    _check_length(config, stream.steps_per_epoch)
+    check_checkpoint_folder(config.checkpoint)
+    if config.model.weights and not Path(config.model.weights).is_file() and not saved(place(config, run)):
+        raise UserError(f"model.weights: {config.model.weights}: no such file of weights; name one, or leave it out")
     check_groups(config, world_size)
     check_needs(config.objective.name, create_objective(**config.objective.model_dump()), config.model)
     suite = config.evaluate.suite
@@ -115,6 +143,26 @@ def _check_is_a_run(folder: Folder) -> None:
     if folder.exists(CONFIG_NAME) or not [name for name in folder.names() + folder.folders() if name not in _EARLY]:
         return
     raise UserError(f"{folder.url}: holds something that is no training run; take a new folder")
+
+
+def _has_begun(before: RunConfig, config: RunConfig, run: Path) -> bool:
+    """Tell whether a step of a run was kept or told: before that, its configuration binds nobody."""
+    told_of = (run / LOG_NAME).exists() and (run / LOG_NAME).stat().st_size > 0
+    return told_of or (run / RESULT_NAME).exists() or any(saved(place(one, run)) for one in (before, config))
+
+
+def _take_back(before: RunConfig, config: RunConfig, folder: Folder) -> None:
+    """Let a run that never took a step be another one: the mistake that ended it may be in its configuration."""
+    found = differences(essence(before), essence(config))
+    if found:
+        log.info("train: %s: its run took no step; it begins with %s", folder.url, "; ".join(found[:4]))
+        folder.delete(TOKENIZER_NAME)
+
+
+def _check_length(config: RunConfig, steps_per_epoch: int) -> None:
+    batch = config.data.global_batch_size
+    if in_samples(config.length, batch=batch, epoch=steps_per_epoch * batch) < batch:
+        raise UserError(f"length: {config.length!r} is less than one step of {batch} samples; give '1 steps' or more")
 
 
 def check_groups(config: RunConfig, world_size: int) -> None:
@@ -138,8 +186,8 @@ def _check_sides(config: RunConfig) -> None:
 
 def leads() -> bool:
     """Tell whether this process speaks for the run: under torchrun rank 0 does, without it the launcher."""
-    place = told()
-    return place is None or place.rank == 0
+    started = told()
+    return started is None or started.rank == 0
 
 
 def _as_rank(config: RunConfig, run: Path, world_size: int, may_change: bool) -> dict[str, Any]:
@@ -158,15 +206,33 @@ def _trained(result: dict[str, Any] | None, run: Path) -> dict[str, Any]:
 
 
 def _prepared(config: RunConfig, run: Path, may_change: bool) -> dict[str, Any] | None:
-    """Wait until rank 0 has written the folder; torchrun ends this rank if that one fails."""
-    folder, wanted = Folder(run), essence(config)
-    while not (folder.exists(CONFIG_NAME) and folder.exists(TOKENIZER_NAME)):
-        time.sleep(POLL_S)
-    while not folder.exists(RESULT_NAME):
-        found = parse(folder.read_json(CONFIG_NAME), RunConfig, source=folder.path(CONFIG_NAME))
-        if essence(found) == wanted:
-            break
-        if not may_change:
-            raise UserError(f"{run}: holds a run of another configuration; take a new folder")
+    """Wait until rank 0 has written the folder; torchrun ends this rank if that one fails.
+
+    Raises:
+        UserError: after `parallel.timeout_s` it holds another configuration still.
+        RunError: after that time it holds none.
+    """
+    folder, started, warned = Folder(run), time.monotonic(), False
+    while not _is_ready(folder, config, may_change):
+        waited_s = time.monotonic() - started
+        if waited_s > config.parallel.timeout_s:
+            if folder.exists(CONFIG_NAME):
+                raise UserError(f"{run}: holds a run of another configuration; take a new folder")
+            raise RunError(
+                f"{folder.path(CONFIG_NAME)}: not written by rank 0 in {waited_s:.0f} s (parallel.timeout_s); "
+                "take a folder that all nodes share"
+            )
+        if waited_s > WARN_AFTER_S and not warned:
+            warned = True
+            log.warning(
+                "train: waiting for rank 0 to write %s; is the folder shared by all nodes?", folder.path(CONFIG_NAME)
+            )
         time.sleep(POLL_S)
     return dict(folder.read_json(RESULT_NAME)) if folder.exists(RESULT_NAME) else None
+
+
+def _is_ready(folder: Folder, config: RunConfig, may_change: bool) -> bool:
+    if not (folder.exists(CONFIG_NAME) and folder.exists(TOKENIZER_NAME)):
+        return False
+    there = parse(folder.read_json(CONFIG_NAME), RunConfig, source=folder.path(CONFIG_NAME))
+    return essence(there) == essence(config) or (may_change and folder.exists(RESULT_NAME))

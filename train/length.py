@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated
 
@@ -13,10 +14,22 @@ _LENGTH = re.compile(r"(\d+(?:\.\d+)?) ?(samples?|steps?|epochs?|%)")
 def _checked(text: str) -> str:
     if not _LENGTH.fullmatch(text):
         raise ValueError("give a number and a unit: '150000 samples', '600 steps', '32 epochs' or '5%'")
+    if not math.isfinite(float(text.rstrip("abcdefghijklmnopqrstuvwxyz% "))):
+        raise ValueError("too large a number")
+    return text
+
+
+def _of_a_run(text: str) -> str:
+    if text.endswith("%"):
+        raise ValueError("a run's length is no share of it: give samples, steps or epochs")
+    if not any(digit in text for digit in "123456789"):
+        raise ValueError("a run has one step at least")
     return text
 
 
 Length = Annotated[str, AfterValidator(_checked)]
+RunLength = Annotated[Length, AfterValidator(_of_a_run)]
+"""A length that `%` is a share of, and never nothing."""
 
 
 def in_samples(length: str, *, batch: int, epoch: int, whole: int | None = None) -> int:

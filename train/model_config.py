@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from infra.config import Config
 
@@ -19,8 +19,12 @@ def _check_heads(heads: int, width: int) -> None:
 class VisionConfig(Config):
     """The residual image tower."""
 
-    widths: tuple[int, ...] = Field(default=(48, 96, 192, 384), description="channels of each stage")
-    depths: tuple[int, ...] = Field(default=(1, 1, 1, 1), description="residual blocks of each stage")
+    widths: tuple[PositiveInt, ...] = Field(
+        default=(48, 96, 192, 384), min_length=1, description="channels of each stage"
+    )
+    depths: tuple[PositiveInt, ...] = Field(
+        default=(1, 1, 1, 1), min_length=1, description="residual blocks of each stage"
+    )
     stem_stride: int = Field(default=2, ge=1, description="stride of the first convolution, pixels")
     pool_grid: int = Field(
         default=1,

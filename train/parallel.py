@@ -41,6 +41,7 @@ __all__ = [
     "world_size",
 ]
 
+WEEK_S = 7 * 86_400
 COMPILED_VARIANTS = 64
 """Versions of one block's code that are compiled before the rest runs uncompiled; the towers share that code."""
 
@@ -74,7 +75,7 @@ class ParallelConfig(Config):
         False, "only operations that give the same bits each time, on cards too; one that has no such form ends the run"
     )
     threads: int = knob(0, "CPU threads of each rank; 0: the machine's cores shared out evenly", ge=0)
-    timeout_s: float = knob(600.0, "seconds a collective may wait for a rank before the run ends", gt=0)
+    timeout_s: float = knob(600.0, "seconds a collective may wait for a rank before the run ends", ge=1, le=WEEK_S)
 
     @model_validator(mode="after")
     def _sharding_needs_fsdp(self) -> ParallelConfig:

@@ -23,6 +23,7 @@ from train.last_words import cause, read_failure, report_path, tell
 from train.worker import FAILURE_VARIABLE, RESULT_NAME
 
 POLL_S = 0.05
+NAMED_RANKS = 8
 GRACE_S = 3.0
 """Seconds that the other ranks have to end by themselves once one has failed."""
 
@@ -135,6 +136,12 @@ class Ranks:
             if first.kind == "run":
                 raise RunError(f"rank {first.rank} of {self.nproc}: {first.message}")
             tell(failures, self.run, self.nproc)
+            silent = sorted(set(range(self.nproc)) - set(ended)) if first.is_timeout else []
+            if silent:
+                who = f"rank{'s' if len(silent) > 1 else ''} {', '.join(map(str, silent[:NAMED_RANKS]))}"
+                raise RunError(
+                    f"{who} of {self.nproc} did not answer, so rank {first.rank} ended ({first.words}); {again}"
+                )
             raise RunError(f"rank {first.rank} of {self.nproc} died ({first.words}); {again}")
         if not Folder(self.run).exists(RESULT_NAME):
             if self._stop_signal == signal.SIGINT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import math
 import os
 import signal
 import sys
@@ -26,9 +27,12 @@ from infra.errors import RunError, UserError
 from infra.storage import Folder
 from train.config import RunConfig
 from train.determinism import deterministic
+from train.heartbeat import Heartbeat
+from train.last_words import KEPT_NAME
 from train.loop import fit, resumed
 from train.parallel import process_group_backend, rank
 from train.state import build
+from train.writable import check_stream_cache
 
 CONFIG_NAME, RESULT_NAME = "config.json", "result.json"
 FAILURE_VARIABLE = "PAIRMILL_FAILURE"
@@ -54,9 +58,15 @@ def run_rank(config: RunConfig, run: Path, stop: threading.Event | None = None) 
     """
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(config.parallel.threads or max(1, len(os.sched_getaffinity(0)) // local_world))
+    check_stream_cache(config.data)
     same = deterministic(config.parallel.deterministic)
     with same, _process_group(config.parallel.timeout_s), _stop_signals(stop) as stopped:
-        result = fit(resumed(build(config, run), run), run, stopped.is_set)
+        # Nobody can say how long it takes to load, but who does not answer meanwhile is named.
+        with Heartbeat(lambda: 0, run, config.log.stall_s, longest_s=math.inf) as beats, beats.at_length():
+            state = resumed(build(config, run), run)
+        result = fit(state, run, stopped.is_set)
+        if rank() == 0:
+            Folder(run).delete(KEPT_NAME)  # of an earlier start
         if result is not None and rank() == 0:
             Folder(run).write_json(RESULT_NAME, result)
     return result

@@ -95,6 +95,8 @@ def test_a_training_recipe_with_an_unknown_key_or_option(recipe: Recipe, mistake
     line = mistake("train", recipe(more="[evaluate]\nsuit = 'x'\n"))
     assert "run.toml: unknown key 'evaluate.suit' (did you mean 'suite'?)" in line
     assert "--nproc" in mistake("train", recipe(), "--nprocs", "2")
+    assert "nproc: 0 processes; start at least 1" in mistake("train", recipe(), "--nproc", "0")
+    assert "checkpoint.folder" in mistake("train", recipe(), "--run", "s3://bucket/run")
 
 
 def test_a_folder_that_holds_something_else(photos: Path, rows: Path, mistake: Mistake, recipe: Recipe) -> None:

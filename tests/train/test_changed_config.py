@@ -55,6 +55,7 @@ def test_it_goes_on_when_asked_for(tmp_path: Path, make_config: MakeConfig, fold
 def test_what_makes_another_run_stays(tmp_path: Path, make_config: MakeConfig, tables: dict[str, Any]) -> None:
     """Beside a change that may be; only the other is named."""
     prepare(make_config(), tmp_path, 1)
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n')
     before = (tmp_path / "config.json").read_bytes()
     both = {**tables, "optim": {**tables.get("optim", {}), "weight_decay": 0.3}}
     with pytest.raises(UserError, match=r"take a new folder$") as caught:

@@ -64,7 +64,7 @@ def _check_is_of(mine: Identity, folder: Folder) -> None:
 def _check_is_like(config: RunConfig, folder: Folder) -> None:
     """Refuse what the run itself would refuse, whatever was asked for: a kill may have come between two writes."""
     name = COMPANIONS[0]
-    if not folder.exists(name):
+    if not (folder.exists(name) and begun(folder)):  # before a step, a configuration binds nobody
         return
     there = parse(folder.read_json(name), RunConfig, source=folder.path(name))
     allowed = changes(changeable(there), config)

@@ -1,0 +1,102 @@
+"""Values of a run's options that cannot work: each is refused in one line, before a process is started for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.config import assigned
+from infra.errors import UserError
+from train.config import CheckpointConfig, DataConfig, RunConfig
+from train.launch import prepare, train
+from train.writable import check_checkpoint_folder, check_stream_cache
+
+MakeConfig = Callable[..., RunConfig]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "model.temperature=inf",
+        "model.temperature=nan",
+        "objective.caption_weight=inf",
+        "optim.learning_rate=inf",
+        "parallel.timeout_s=inf",
+        "parallel.timeout_s=1e12",
+        "data.seed=18446744073709551616",
+        "model.vision.widths=[0, 8]",
+        "model.vision.depths=[1, -1]",
+        "augment.crop_scale=[0, 0]",
+        "augment.crop_scale=[1.0, 0.5]",
+        "augment.crop_ratio=[0, 1]",
+        "length=0 steps",
+        "length=0.0 epochs",
+        "length=5%",
+    ],
+)
+def test_a_value_out_of_range_is_named(make_config: MakeConfig, setting: str) -> None:
+    key = setting.partition("=")[0]
+    with pytest.raises(UserError, match=rf"^--set: '{key}[.\d]*': ") as caught:
+        assigned(make_config(), [setting], source="--set")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_tower_without_stages_is_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(UserError, match=r"'model.vision.widths': "):
+        make_config(model={"vision": {"widths": [], "depths": []}})
+
+
+def test_a_length_of_more_than_a_number_holds_is_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(UserError, match=r"'length': .*too large a number"):
+        make_config(length=f"{'9' * 400} steps")
+
+
+@pytest.mark.parametrize("length", ["5 samples", "0.001 epochs"])
+def test_a_length_is_one_step_at_least(tmp_path: Path, make_config: MakeConfig, length: str) -> None:
+    with pytest.raises(UserError, match=rf"length: '{length}' is less than one step of 16 samples"):
+        prepare(make_config(length=length), tmp_path / "run", 1)
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "not to be written to"])
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    folder = {
+        "a file": str(tmp_path / "file"),
+        "below a file": str(tmp_path / "file" / "inside"),
+        "not to be written to": "/proc/pairmill",
+    }[place]
+    with pytest.raises(UserError, match=rf"^checkpoint.folder: {folder} cannot be written to "):
+        check_checkpoint_folder(CheckpointConfig(folder=folder))
+    with pytest.raises(UserError, match=rf"^data.stream_cache: {folder} cannot be written to "):
+        check_stream_cache(DataConfig(stream_cache=folder))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_nothing_is_left_of_the_trial(tmp_path: Path) -> None:
+    check_checkpoint_folder(CheckpointConfig(folder=str(tmp_path / "there")))
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_cache_at_a_url_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.stream_cache: s3://bucket/cache is no local folder"):
+        check_stream_cache(DataConfig(stream_cache="s3://bucket/cache"))
+
+
+@pytest.mark.parametrize("tables", [{"checkpoint": {"folder": "/proc/a"}}, {"data": {"stream_cache": "/proc/a"}}])
+def test_a_run_tries_its_places_first(tmp_path: Path, make_config: MakeConfig, tables: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r": /proc/a cannot be written to ") as caught:
+        train(make_config(**tables), tmp_path / "run", 1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("run", ["s3://bucket/run", Path("s3://bucket/run")])
+def test_a_run_at_a_url_is_refused(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, run: str | Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--run s3:.*bucket/run: .* checkpoint.folder"):
+        train(make_config(), run, 1)
+    assert list(tmp_path.iterdir()) == []
