@@ -16,6 +16,9 @@ from infra.storage import Folder
 
 KEPT_NAME = "failed-ranks.txt"
 SHOWN_LINES = 30
+FAULT, FAULTY_THREAD, MODULES = "Fatal Python error", "Current thread", "Extension modules"
+"""How the report of a native fault begins; where, after the other threads, the faulty one's calls begin, the last one
+first; and what follows them."""
 TAIL_BYTES = 65_536
 CHANGING = re.compile(r"0x[0-9a-f]+|\d+")
 """What differs between ranks that die of the same thing: ports, addresses, their own number."""
@@ -108,10 +111,23 @@ def tell(failures: Sequence[Failure], run: Path, nproc: int) -> None:
         numbers = ", ".join(str(one.rank) for one in alike)
         head = f"rank{'s' if len(alike) > 1 else ''} {numbers} of {nproc}: {spoken.words}"
         kept.append(f"{head}\n\n{spoken.text}\n")
-        tail = spoken.text.splitlines()[-SHOWN_LINES:]
-        shown.append(f"after that {head}" if shown else "\n".join([head, *tail]))
+        shown.append(f"after that {head}" if shown else "\n".join([head, *_shown(spoken.text)]))
     Folder(run).write(KEPT_NAME, "\n".join(kept).encode("utf-8", "replace"))
     log.error("train: %s\nAll of it is in %s", "\n".join(shown), run / KEPT_NAME)
+
+
+def _shown(text: str) -> list[str]:
+    """Return what of a rank's words fits a screen: the end, of a native fault its name and the calls it came from."""
+    lines = text.splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith(FAULT)]
+    if not starts:
+        return lines[-SHOWN_LINES:]
+    fault = lines[starts[-1] :]
+    stack = [number for number, line in enumerate(fault) if line.startswith(FAULTY_THREAD)]
+    calls = [line for line in fault[stack[0] if stack else 1 :] if line and not line.startswith(MODULES)]
+    if len(calls) > SHOWN_LINES:
+        calls[SHOWN_LINES // 2 : -SHOWN_LINES // 2] = ["  ..."]
+    return [fault[0], *calls]
 
 
 def _signal_name(number: int) -> str:

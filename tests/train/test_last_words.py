@@ -140,3 +140,29 @@ def test_a_mistake_has_no_last_words(tmp_path: Path, make_config: MakeConfig, ca
         train(config, run, 2)
     assert "Traceback" not in caplog.text
     assert not (run / "failed-ranks.txt").exists()
+
+
+def test_a_native_fault_deep_in_calls_keeps_its_name_and_both_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What faulthandler writes: other threads first, then the faulty one, the last call first, then all modules."""
+    other = ["Thread 0x0001 (most recent call first):", *[f'  File "t.py", line {n} in wait' for n in range(50)], ""]
+    calls = [f'  File "m.py", line {n} in call{n}' for n in range(90)]
+    report = [
+        "Fatal Python error: Segmentation fault",
+        "",
+        *other,
+        "Current thread 0x0002:",
+        *calls,
+        "",
+        "Extension modules: a",
+    ]
+    (tmp_path / "1.fault").write_text("\n".join(report))
+    run = tmp_path / "run"
+    run.mkdir()
+    with caplog.at_level("ERROR"):
+        tell([read_failure(tmp_path, 1, -signal.SIGSEGV)], run, 2)
+    for part in ("Fatal Python error", "Current thread", "call0\n", "call89\n"):
+        assert caplog.text.count(part) == 1
+    assert len(caplog.text.splitlines()) < 40
+    assert (run / "failed-ranks.txt").read_text().count("in call") == 90
