@@ -20,7 +20,7 @@ from infra.errors import RunError
 from train import checkpoint
 from train.config import RunConfig
 from train.last_words import Failure, cause, read_failure, tell
-from train.launch import train
+from train.launch import prepare, train
 
 ROOT = Path(__file__).parents[2]
 MakeConfig = Callable[..., RunConfig]
@@ -122,6 +122,27 @@ def test_the_first_to_fail_is_the_cause() -> None:
     assert cause([lost, first]) is first
     assert cause([lost, first, killed]) is killed
     assert cause([lost, first, killed, mistake]) is mistake
+
+
+def test_last_words_of_an_earlier_start_go_once_the_run_is_well(tmp_path: Path, make_config: MakeConfig) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    config = make_config(length="1 steps")
+    prepare(config, run, 1)
+    (run / "failed-ranks.txt").write_text("rank 0 of 1: KeyError")
+    train(config, run, 1)
+    assert not (run / "failed-ranks.txt").exists()
+
+
+def test_last_words_are_not_those_of_an_earlier_start(tmp_path: Path) -> None:
+    (tmp_path / "failed-ranks.txt").write_text("rank 0 of 2: KeyError")
+    tell([Failure(1, -9)], tmp_path, 2)
+    assert not (tmp_path / "failed-ranks.txt").exists()
+
+
+def test_a_signal_without_a_name_has_its_number() -> None:
+    """A real-time one."""
+    assert Failure(1, -40).words == "killed by signal 40"
 
 
 def test_ranks_that_say_nothing_leave_no_file(tmp_path: Path) -> None:
