@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -134,3 +134,11 @@ class RunConfig(Config):
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="checkpoints")
     log: LogConfig = Field(default=LogConfig(), description="log lines")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="measurements while training")
+
+
+def written_down(config: RunConfig) -> dict[str, Any]:
+    """Return a configuration as JSON that reads back as the same run: all options, but of the model what was set.
+
+    A model's name has defaults of its own, which no other option's default may be taken to overrule.
+    """
+    return config.model_dump(mode="json") | {"model": config.model.model_dump(mode="json", exclude_unset=True)}

@@ -16,7 +16,7 @@ from infra.logs import log
 from infra.storage import Folder
 from train.changes import check_same_run
 from train.checkpoint import place, saved
-from train.config import RunConfig
+from train.config import RunConfig, written_down
 from train.data import captions, open_stream
 from train.environment import told
 from train.evaluate.suite import check_suite
@@ -135,7 +135,7 @@ def prepare(config: RunConfig, run: Path, world_size: int, *, may_change: bool =
     if not folder.exists(TOKENIZER_NAME):
         create_tokenizer(config.tokenizer, captions(config.data.folder, config.data.caption_limit)).save(folder)
     _check_sides(config)
-    folder.write_json(CONFIG_NAME, config.model_dump(mode="json"))
+    folder.write_json(CONFIG_NAME, written_down(config))
     return None
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import torch
 
-from infra.config import parse
+from infra.config import essence, parse
 from infra.errors import UserError
+from train.config import RunConfig, written_down
 from train.model import MODELS, ModelConfig, ViTConfig, create_model
 from train.models import sizes_of
 from train.towers.vit import kept_patches, only_kept
@@ -145,3 +147,14 @@ def test_sizes_that_do_not_divide_are_named(sizes: dict[str, int], message: str)
     """Both numbers."""
     with pytest.raises(ValueError, match=message):
         ViTConfig(**sizes)
+
+
+@pytest.mark.parametrize(
+    "model", [{"name": "SigLIP-nano"}, {"name": "SigLIP-nano", "temperature": 0.07}, {"embed_dim": 8}]
+)
+def test_a_named_model_is_the_same_once_its_configuration_was_written_down(model: dict[str, Any]) -> None:
+    """A rank reads what the launcher wrote; the name's own temperature and bias are not overruled by defaults."""
+    config = parse({"data": {"folder": "shards"}, "model": model}, RunConfig, source="run.toml")
+    again = parse(json.loads(json.dumps(written_down(config))), RunConfig, source="config.json")
+    assert sizes_of(again.model) == sizes_of(config.model)
+    assert essence(again) == essence(config)
