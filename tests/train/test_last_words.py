@@ -124,6 +124,26 @@ def test_the_first_to_fail_is_the_cause() -> None:
     assert cause([lost, first, killed, mistake]) is mistake
 
 
+@pytest.mark.slow
+def test_a_hung_rank_is_named_before_what_follows_from_it(tmp_path: Path, make_config: MakeConfig) -> None:
+    """Rank 1 is stopped, and rank 0 waits for it in vain."""
+    run = tmp_path / "run"
+    process = launch(make_config(length="100000 steps", parallel={"timeout_s": 20}), run)
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while not ((run / "log.jsonl").exists() and (run / "log.jsonl").read_text()):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        ranks = psutil.Process(process.pid).children()
+        next(one for one in ranks if one.environ().get("RANK") == "1").send_signal(signal.SIGSTOP)
+        _, words = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+        process.wait()
+    assert words.splitlines()[-1].startswith("error: rank 1 of 2 did not answer, so rank 0 ended (")
+
+
 def test_last_words_of_an_earlier_start_go_once_the_run_is_well(tmp_path: Path, make_config: MakeConfig) -> None:
     run = tmp_path / "run"
     run.mkdir()
