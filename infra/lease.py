@@ -19,7 +19,7 @@ from infra.logs import log
 from infra.storage import Folder, storage_failures
 
 LEASE_S = 60.0
-"""A lease whose holder has not renewed it for this many seconds belongs to nobody."""
+"""A lease whose holder has not renewed it for so many seconds belongs to nobody; holders renew it four times as often."""
 SETTLE_S = 0.5
 """How long a new holder waits before it reads back whether the lease is its own: two that found it free at once have
 written by then, and one of them is read."""
@@ -80,13 +80,10 @@ class _Lease:
 
     def take(self) -> None:
         """Write our name where nobody's is. Raises UserError."""
-        self._check_free(self._holder())
-        self._renew()
-        time.sleep(SETTLE_S)
-        holder = self._holder()
-        self._check_free(holder)
-        if not self._is_ours(holder):  # whoever wrote after us has ended since
+        while not self._is_ours(self._holder()):
+            self._wait_until_free()
             self._renew()
+            time.sleep(SETTLE_S)
 
     def keep(self) -> None:
         """Renew the lease until `ended`."""
@@ -116,12 +113,21 @@ class _Lease:
         except storage_failures() as error:
             log.warning("%s: stays for %.0f s (%s)", self.folder.path(self.name), LEASE_S, error)
 
-    def _check_free(self, holder: dict[str, Any]) -> None:
+    def _wait_until_free(self) -> None:
+        """Return once nobody holds it, at once where that is known. Raises UserError if somebody does."""
+        holder = self._holder()
         renewed = holder.get("renewed")
-        # One of the future is a clock that is wrong, and would hold for as long as that.
-        is_fresh = isinstance(renewed, int | float) and abs(time.time() - renewed) < LEASE_S
-        if is_fresh and not self._is_ours(holder) and not _is_gone(holder):
-            raise busy(self.folder, holder, f"wait for it to end (a killed one lets go after {LEASE_S:.0f} s)")
+        if not isinstance(renewed, int | float) or _is_gone(holder):
+            return
+        mend = f"wait for it to end (a killed one lets go after {LEASE_S:.0f} s)"
+        if 0 <= time.time() - renewed < LEASE_S:
+            raise busy(self.folder, holder, mend)
+        # It has run out, or its clock and ours differ: a holder that lives renews it within that time.
+        wait_s = LEASE_S / 2
+        log.info("%s: watching for %.0f s whether it is renewed", self.folder.path(self.name), wait_s)
+        time.sleep(wait_s)
+        if self._holder().get("renewed", renewed) != renewed:
+            raise busy(self.folder, holder, mend)
 
     def _holder(self) -> dict[str, Any]:
         try:
