@@ -16,7 +16,7 @@ from train.accumulate import forward_backward
 from train.augment import DRAWS, augment
 from train.collectives import Vote
 from train.data import Batch
-from train.evaluate.together import measure_together
+from train.evaluate.together import Measurement
 from train.gradients import clip_gradients, zero_gradients
 from train.heartbeat import Heartbeat
 from train.log import TrainingLog
@@ -41,7 +41,7 @@ def fit(state: TrainingState, run: Path, is_stopped: Callable[[], bool]) -> dict
     """
     config = state.config
     measured_every = state.steps_of(config.evaluate.every)
-    stopped = False
+    measure, stopped = Measurement(state, run), False
     state.parallel.train()
     with (
         progress("train", state.total, "samples") as meter,
@@ -66,7 +66,7 @@ def fit(state: TrainingState, run: Path, is_stopped: Callable[[], bool]) -> dict
             if config.evaluate.suite and state.step % measured_every == 0:
                 saver.copied()  # the average takes the place of the weights for a while
                 with lines.clock.measuring(), beats.at_length():
-                    found = measure_together(state, run)
+                    found = measure()
                 lines.note(found)
             if state.step % saver.every == 0 or due or stopped:
                 saver.save()

@@ -35,7 +35,7 @@ from train.config import RunConfig
 from train.evaluate import suite as suites
 from train.evaluate.run import Encoder, measure
 from train.evaluate.suite import read_suite
-from train.evaluate.together import by_all_ranks, measure_together
+from train.evaluate.together import Measurement, by_all_ranks
 from train.state import build
 from train.tokenizer import load_tokenizer
 from infra.storage import Folder
@@ -51,8 +51,11 @@ decoded, picture = [], suites._picture
 suites._picture = lambda folder, one: decoded.append(one.key) or picture(folder, one)
 tables, read_tar = [], suites._examples
 suites._examples = lambda folder, classes, tar: tables.append(tar) or read_tar(folder, classes, tar)
-found = measure_together(state, run)
-seen = {"decoded": sorted(decoded), "tables": list(tables)}
+measured = Measurement(state, run)
+found = measured()
+decoded_once = sorted(decoded)
+measured()
+seen = {"decoded": decoded_once, "tables": list(tables)}
 encoder = Encoder(state.model, load_tokenizer(Folder(run)), config, state.device)
 suite = read_suite(config.evaluate.suite)
 encode = partial(encoder.images, suite)
@@ -62,7 +65,7 @@ torch.manual_seed(3)
 with torch.no_grad():
     for parameter in state.model.parameters():
         parameter.normal_(std=0.3)
-shared = measure_together(state, run)
+shared = measured()
 alone = measure(state.model, load_tokenizer(Folder(run)), suite, config)
 print(json.dumps({"found": found, "own": own, "shared": shared, "alone": alone} | seen))
 dist.destroy_process_group()
@@ -84,7 +87,7 @@ def write(folder: Path, drawing: Draw, pictures: int, first: int = 0) -> str:
 
 
 def test_each_rank_measures_its_share(tmp_path: Path, drawing: Draw, make_config: MakeConfig) -> None:
-    """Two ranks: each reads a tar's table and its own pictures alone, and what they find is what one finds.
+    """Two ranks: each reads a tar's table, once for all times, and its own pictures; they find what one finds.
 
     With other weights on each, a picture's features are those of the rank it belongs to; both report the same.
     """

@@ -19,26 +19,41 @@ from train.evaluate.suite import Suite, read_suite
 from train.evaluate.zero_shot import accuracy, classifier
 from train.parallel import mean_over_ranks, rank, world_size
 from train.state import TrainingState
-from train.tokenizer import load_tokenizer
+from train.tokenizer import Tokenizer, load_tokenizer
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 
-def measure_together(state: TrainingState, run: Path) -> dict[str, float]:
-    """Measure the weights as they are (or their average) on the configured suite; every rank must call it.
+class Measurement:
+    """Measures a run's weights as they are (or their average) on its suite, whose table is read the first time.
 
-    Returns:
-        For a suite with classes `zero_shot` and `zero_shot_top5` (shares), for one with captions
-        `image_to_text_recall@K` and `text_to_image_recall@K`, the same on every rank.
+    Args:
+        state: the run.
+        run: its folder, which has the vocabulary.
     """
-    averaged = state.average.applied_to(state.model) if state.average is not None else nullcontext()
-    suite = read_suite(state.config.evaluate.suite, map_over_ranks)
-    with averaged, torch.no_grad():
-        encoder = Encoder(state.model, load_tokenizer(Folder(run)), state.config, state.device)
-        found = _measured(encoder, suite)
-    state.parallel.train()
-    return found
+
+    def __init__(self, state: TrainingState, run: Path) -> None:
+        self.state, self.run = state, run
+        self._known: tuple[Suite, Tokenizer] | None = None
+
+    def __call__(self) -> dict[str, float]:
+        """Measure; every rank must call it.
+
+        Returns:
+            For a suite with classes `zero_shot` and `zero_shot_top5` (shares), for one with captions
+            `image_to_text_recall@K` and `text_to_image_recall@K`, the same on every rank.
+        """
+        state = self.state
+        if self._known is None:
+            suite = read_suite(state.config.evaluate.suite, map_over_ranks)
+            self._known = suite, load_tokenizer(Folder(self.run))
+        suite, tokenizer = self._known
+        averaged = state.average.applied_to(state.model) if state.average is not None else nullcontext()
+        with averaged, torch.no_grad():
+            found = _measured(Encoder(state.model, tokenizer, state.config, state.device), suite)
+        state.parallel.train()
+        return found
 
 
 def map_over_ranks(function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> list[ResultT]:
