@@ -86,11 +86,12 @@ def verify(result: dict[str, Any]) -> None:
 
 
 def evaluations(results: list[dict[str, Any]]) -> None:
-    """Show the accuracies of one or more suites, and recalls at 1 for those with captions."""
+    """Show the accuracies of one or more suites, and recalls at 1 for those with captions; columns that are known."""
     table = Table()
     ways = [way for way in ("image_to_text", "text_to_image") if any(one.get("retrieval") for one in results)]
     recalls = [f"{way.replace('_', ' ')} recall@1" for way in ways]
-    for name in ("suite", "images", "names", "top-1", "top-5", "chance", *recalls):
+    counts = ["images"] if any("images" in one for one in results) else []
+    for name in ("suite", *counts, "names", "top-1", "top-5", "chance", *recalls):
         table.add_column(name, justify="left" if name == "suite" else "right")
     for result in results:
         names, found = int(result["names"]), result.get("retrieval") or {}
@@ -98,7 +99,8 @@ def evaluations(results: list[dict[str, Any]]) -> None:
             f"{names:,}", f"{result['top1']:.1%}", f"{result['top5']:.1%}", f"{1 / max(1, names):.2%}"
         ) if "top1" in result else ("", "", "", "")  # fmt: skip
         recall = [f"{found[way]['recall@1']:.1%}" if way in found else "" for way in ways]
-        table.add_row(str(result["suite"]), _number(result.get("images", "")), *shares, *recall)
+        images = [_number(result.get(count, "")) for count in counts]
+        table.add_row(str(result["suite"]), *images, *shares, *recall)
     console.print(table)
 
 
