@@ -97,6 +97,12 @@ def make_config(corpus: Path) -> Callable[..., RunConfig]:
     return make
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a module's tests keep a finished run, once one has made it, to take copies of."""
+    return tmp_path_factory.mktemp("finished") / "run"
+
+
 @pytest.fixture(name="drawing")
 def drawing_fixture() -> Callable[[str, str, int], bytes]:
     """Draws a shape: colour, shape, seed to PNG."""

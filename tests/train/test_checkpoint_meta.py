@@ -24,12 +24,6 @@ MakeConfig = Callable[..., RunConfig]
 TABLES = {"length": "2 steps", "checkpoint": {"every": "1 steps"}}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a run of 2 steps lies once a test has asked `done` for it."""
-    return tmp_path_factory.mktemp("finished") / "run"
-
-
 @pytest.fixture
 def done(finished: Path, make_config: MakeConfig, tmp_path: Path) -> Path:
     """A copy of a finished run, with checkpoints of steps 1 and 2."""

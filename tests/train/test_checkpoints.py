@@ -44,12 +44,6 @@ def steps(folder: Path) -> list[int]:
     return [one.step for one in checkpoint.saved(folder)]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a run of 12 steps lies once a test has asked `done` for it."""
-    return tmp_path_factory.mktemp("finished") / "run"
-
-
 @pytest.fixture
 def done(finished: Path, make_config: MakeConfig, tmp_path: Path) -> Path:
     """A copy of a finished run, with checkpoints of steps 8 and 12."""

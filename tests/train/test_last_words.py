@@ -46,6 +46,23 @@ def launch(config: RunConfig, run: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE)
 
 
+def last_words_after(number: signal.Signals, config: RunConfig, run: Path) -> str:
+    """What a run of two ranks says when rank 1 is sent a signal once it has taken a step."""
+    process = launch(config, run)
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while not ((run / "log.jsonl").exists() and (run / "log.jsonl").read_text()):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        ranks = psutil.Process(process.pid).children()
+        next(one for one in ranks if one.environ().get("RANK") == "1").send_signal(number)
+        return process.communicate(timeout=PATIENCE_S)[1]
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_what_all_ranks_die_of_is_shown_once(tmp_path: Path, make_config: MakeConfig) -> None:
     """A checkpoint that lacks what only an older or a younger Pairmill would: a traceback on either rank."""
     config, run = make_config(length="4 steps"), tmp_path / "run"
@@ -74,20 +91,7 @@ def test_what_all_ranks_die_of_is_shown_once(tmp_path: Path, make_config: MakeCo
 def test_a_native_fault_of_a_rank_is_shown_before_what_follows_from_it(tmp_path: Path, make_config: MakeConfig) -> None:
     """Rank 1 dies in native code, and rank 0 of the lost connection."""
     run = tmp_path / "run"
-    process = launch(make_config(length="100000 steps"), run)
-    ranks: list[psutil.Process] = []
-    try:
-        deadline = time.monotonic() + PATIENCE_S
-        while not ((run / "log.jsonl").exists() and (run / "log.jsonl").read_text()):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        ranks = psutil.Process(process.pid).children()
-        next(one for one in ranks if one.environ().get("RANK") == "1").send_signal(signal.SIGSEGV)
-        _, words = process.communicate(timeout=PATIENCE_S)
-    finally:
-        process.kill()
-        process.wait()
+    words = last_words_after(signal.SIGSEGV, make_config(length="100000 steps"), run)
     lines = words.splitlines()
     assert words.count("rank 1 of 2: killed by SIGSEGV") == 1
     assert words.count("Fatal Python error: Segmentation fault") == 1
@@ -128,19 +132,7 @@ def test_the_first_to_fail_is_the_cause() -> None:
 def test_a_hung_rank_is_named_before_what_follows_from_it(tmp_path: Path, make_config: MakeConfig) -> None:
     """Rank 1 is stopped, and rank 0 waits for it in vain."""
     run = tmp_path / "run"
-    process = launch(make_config(length="100000 steps", parallel={"timeout_s": 20}), run)
-    try:
-        deadline = time.monotonic() + PATIENCE_S
-        while not ((run / "log.jsonl").exists() and (run / "log.jsonl").read_text()):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        ranks = psutil.Process(process.pid).children()
-        next(one for one in ranks if one.environ().get("RANK") == "1").send_signal(signal.SIGSTOP)
-        _, words = process.communicate(timeout=PATIENCE_S)
-    finally:
-        process.kill()
-        process.wait()
+    words = last_words_after(signal.SIGSTOP, make_config(length="100000 steps", parallel={"timeout_s": 20}), run)
     assert words.splitlines()[-1].startswith("error: rank 1 of 2 did not answer, so rank 0 ended (")
 
 
