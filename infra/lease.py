@@ -19,7 +19,7 @@ from infra.logs import log
 from infra.storage import Folder, storage_failures
 
 LEASE_S = 60.0
-"""A lease whose holder has not renewed it for so many seconds belongs to nobody; holders renew it four times as often."""
+"""A lease that its holder has not renewed for so many seconds is nobody's; holders renew theirs four times as often."""
 SETTLE_S = 0.5
 """How long a new holder waits before it reads back whether the lease is its own: two that found it free at once have
 written by then, and one of them is read."""
