@@ -2,7 +2,7 @@
 
 For each model, in one process: `synthetic`, the trainer's own step on one batch that stays on the card; `fed`, the same
 step on batches from shards of photographs (256 px, random crop, loader processes on this machine's cores); `open_clip`,
-its model compiled, its loss and AdamW, on the same synthetic batch. bfloat16 where the device has it. Prints MFU by the
+its model compiled, its loss, and AdamW fused as ours is, on the same synthetic batch. bfloat16 where the device has it. Prints MFU by the
 card's peak. On a machine without a card it runs on the CPU, where small models and batches make sense:
 
     python benchmarks/train_card.py [--models ViT-B-32 ViT-B-16 ViT-L-14] [--batch 1024 512 256] [--steps 50]
@@ -87,7 +87,7 @@ def of_open_clip(name: str, state: TrainingState, batch: Batch, given: argparse.
     """Return seconds of a step of open_clip's on the same pairs."""
     model: nn.Module = peers.open_clip_model(given.open_clip, name).to(state.device).train()
     loss_of = importlib.import_module("open_clip.loss").ClipLoss(cache_labels=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.2, fused=True)
     run: Any = torch.compile(model) if given.compile else model
     images = torch.randn(batch.images.shape, device=state.device)
     tokens = batch.tokens.to(state.device)
