@@ -3,7 +3,7 @@
 For each model, in one process: `synthetic`, the trainer's own step on one batch that stays on the card; `fed`, the same
 step on batches from shards of photographs (256 px, random crop, loader processes on this machine's cores); `open_clip`,
 its model compiled, its loss, and AdamW fused as ours is, on the same synthetic batch. bfloat16 where the device has it.
-Prints MFU by the card's peak. On a machine without a card it runs on the CPU, where small models and batches make sense:
+Prints MFU by the card's peak. Where there is no card it runs on the CPU, where small models and batches make sense:
 
     python benchmarks/train_card.py [--models ViT-B-32 ViT-B-16 ViT-L-14] [--batch 1024 512 256] [--steps 50]
     python benchmarks/train_card.py --models ViT-nano --batch 16 --steps 2 --samples 64 --without-open-clip
