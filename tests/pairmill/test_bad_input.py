@@ -184,7 +184,8 @@ def test_two_on_one_training_run(tmp_path: Path, recipe: Recipe, begin: Begin, m
     first = begin("train", recipe(length="100000 steps"))
     first.has_locked(tmp_path / "run")
     assert f"process {first.process.pid} on" in mistake("train", recipe(length="100000 steps"))
-    first.wait_until((tmp_path / "run" / "config.json").exists)
+    told = tmp_path / "run" / "log.jsonl"  # before a step is told of, the configuration binds nobody
+    first.wait_until(lambda: told.exists() and told.stat().st_size)
     first.kill()
     assert "another configuration" in mistake("train", recipe(length="7 steps"))
 

@@ -14,6 +14,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +31,10 @@ from shards.mixed import MixedStream, Source
 from shards.stream import ShardStream
 from tests.shards.damaged import copy_with_holes
 
-# Forked, since a process that imports torch anew takes seconds; nothing here starts threads before.
-FORK = multiprocessing.get_context("fork")
+# Ranks are forked from one process that has imported what they need, since to import torch anew takes seconds; and not
+# from this one, in which other tests have started threads.
+RANKS = multiprocessing.get_context("forkserver")
+RANKS.set_forkserver_preload([__name__])
 BATCH, EPOCHS, SEED = 48, 2, 11
 PATIENCE_S = 60
 LARGE, SMALL = (210, 7, 333, 1, 180), (70, 65)
@@ -64,6 +67,7 @@ class Audited:
     """A stream to audit: how a rank makes it, and which samples (corpus, number) of it are bad."""
 
     make: Callable[[int, int], Batches]
+    """Picklable, as it goes to the ranks' processes."""
     bad: frozenset[tuple[int, int]] = frozenset()
 
 
@@ -75,20 +79,28 @@ def audited(shards_of: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict
     keep = KeepList(KEPT, sum(LARGE))
     part = Source(torn_small, 1.0, keep=KeepList(KEPT_OF_SMALL, sum(SMALL)))
 
-    def shared(rank: int, world: int) -> dict[str, int]:
-        return {"global_batch_size": BATCH, "rank": rank, "world_size": world, "epochs": EPOCHS, "seed": SEED}
-
     return {
-        "folder": Audited(lambda *of: ShardStream(large, remainder="keep", **shared(*of))),
+        "folder": Audited(partial(one_folder, large, None)),
         "keep list": Audited(
-            lambda *of: ShardStream(torn, remainder="keep", keep=keep, **shared(*of)),
-            frozenset((0, number) for number in set(BAD) & set(KEPT)),
+            partial(one_folder, torn, keep), frozenset((0, number) for number in set(BAD) & set(KEPT))
         ),
         "mix": Audited(
-            lambda *of: MixedStream([(torn, 3.0), part], **shared(*of)),
+            partial(mixed, [(torn, 3.0), part]),
             frozenset({(0, number) for number in BAD} | {(1, number) for number in BAD_OF_SMALL}),
         ),
     }
+
+
+def shared(rank: int, world: int) -> dict[str, int]:
+    return {"global_batch_size": BATCH, "rank": rank, "world_size": world, "epochs": EPOCHS, "seed": SEED}
+
+
+def one_folder(folder: Folder, keep: KeepList | None, rank: int, world: int) -> ShardStream:
+    return ShardStream(folder, remainder="keep", keep=keep, **shared(rank, world))
+
+
+def mixed(sources: list[Any], rank: int, world: int) -> MixedStream:
+    return MixedStream(sources, **shared(rank, world))
 
 
 def places(samples: list[dict[str, Any]]) -> list[Place]:
@@ -112,8 +124,12 @@ def batches_done(stream: Batches) -> int:
     return state["epoch"] * stream.steps_per_epoch + state["step"]
 
 
-def trainer(one: Audited, out: Path, rank: int, world: int, workers: int, last_step: int | None) -> None:
+def trainer(
+    one: Audited, out: Path, rank: int, world: int, workers: int, last_step: int | None, pooled_from: int
+) -> None:
     """One rank: writes what each step saw and the state after it, whole or not at all; dies in a step's midst."""
+    multiprocessing.set_start_method("fork", force=True)  # what a rank's loader processes are started by otherwise
+    reads.POOLED_FROM_BYTES = pooled_from
     stream = one.make(rank, world)
     if (out / "state.json").exists():
         stream.load_state_dict(json.loads((out / "state.json").read_text()))
@@ -130,8 +146,11 @@ def trainer(one: Audited, out: Path, rank: int, world: int, workers: int, last_s
 
 def run_world(one: Audited, out: Path, world: int, workers: int, chance: random.Random | None) -> None:
     """Run all ranks, each killed in a step of its own; without `chance` to the end."""
+    how = (world, workers)
     ranks = [
-        FORK.Process(target=trainer, args=(one, out, rank, world, workers, chance and chance.randint(1, 7)))
+        RANKS.Process(
+            target=trainer, args=(one, out, rank, *how, chance and chance.randint(1, 7), reads.POOLED_FROM_BYTES)
+        )
         for rank in range(world)
     ]
     try:
