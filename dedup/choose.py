@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from dedup.components import components
 from dedup.config import Keep
-from dedup.perceptual import Hashes, Pairs
+from dedup.hamming import Hashes, Pairs
 from dedup.signature import Signatures
 
 Indices = npt.NDArray[np.int64]
@@ -148,7 +148,7 @@ def choose(body_leader: Indices, followers: Pairs, near: Pairs, place: Indices, 
     kept[copies] = np.where(is_exact[copies], of, kept[of])
     first = np.concatenate([copies, followers[:, 0], near[:, 0]])
     second = np.concatenate([of, followers[:, 1], near[:, 1]])
-    return Removals(kept, is_exact, distance, components(size, first, second))
+    return Removals(kept, is_exact, distance, components(size, [(first, second)]))
 
 
 def _settle_leaders(near: Pairs, place: Indices, kept: Indices, distance: npt.NDArray[np.int32]) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from infra.config import Config, knob
+from infra.config import Config
 
 Keep = Literal["resolution", "caption", "first"]
 
@@ -43,4 +43,3 @@ class DedupConfig(Config):
         description="which sample of several stays: the one of highest original `resolution`, of longest "
         "`caption`, or the `first` key; ties go to the other two in that order",
     )
-    pairs_per_block: int = knob(1 << 20, "hash pairs compared at a time in one worker", ge=1024)

@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
-from dedup import choose, confirm, perceptual
+from dedup import choose, confirm
 from dedup.config import DedupConfig
 from dedup.exact import same_body
+from dedup.perceptual import near_hashes
 from dedup.signature import Signatures, SignatureWriter, load
 from dedup.spread import here, on_ray
 from infra import metrics
-from infra.cluster import ClusterConfig, session
+from infra.cluster import ClusterConfig
 from infra.lock import exclusive
 from infra.logs import log, progress
 from infra.storage import Folder
@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
         pa.field("component", pa.int64(), nullable=False),  # the lowest key in it, as a number
     ]
 )
-FEW_HASHES, FEW_PICTURES = 100_000, 5_000
+FEW_PICTURES = 5_000
 """Up to so many, this process does the work itself: sooner done than a worker is started."""
 
 _PAIRS_PER_LOOK = 8192
@@ -98,7 +98,7 @@ def _removals(folder: Folder, signatures: Signatures, config: DedupConfig, clust
     leader = same_body(signatures, place) if config.exact else np.arange(len(signatures))
     hashed = config.perceptual & (leader == np.arange(len(signatures))) & (signatures.quality >= config.min_quality)
     groups = choose.by_hash(signatures.phash, np.flatnonzero(hashed), place)
-    pairs = _near_hashes(groups.hashes, config, cluster)
+    pairs = near_hashes(groups.hashes, config.distance, cluster)
     near = groups.near(pairs)
     log.info("dedup: %d pairs of hashes within distance %d, of %d", len(pairs), config.distance, len(groups.hashes))
     same = _same_look(folder, signatures, near, cluster, config) if config.confirm else _always
@@ -109,28 +109,6 @@ def _removals(folder: Folder, signatures: Signatures, config: DedupConfig, clust
 
 def _always(first: choose.Indices, second: choose.Indices) -> npt.NDArray[np.bool_]:
     return np.ones(len(first), bool)
-
-
-class _Chunks:
-    """Joins the hashes on one chunk at a time; a Ray actor holds one."""
-
-    def __init__(self, hashes: perceptual.Hashes, config: DedupConfig) -> None:
-        self.hashes, self.config = hashes, config
-
-    def run(self, chunk: int) -> perceptual.Pairs:
-        """Return the pairs that this chunk brings together."""
-        return perceptual.pairs_of_chunk(self.hashes, self.config.distance, chunk, self.config.pairs_per_block)
-
-
-def _near_hashes(hashes: perceptual.Hashes, config: DedupConfig, cluster: ClusterConfig) -> perceptual.Pairs:
-    if len(hashes) <= FEW_HASHES:
-        return perceptual.all_pairs(hashes, config.distance, config.pairs_per_block)
-    with session(cluster), progress("dedup: near hashes", perceptual.CHUNKS, "chunks") as meter:
-        found = []
-        for _, pairs in on_ray(_Chunks, (ray.put(hashes), config), range(perceptual.CHUNKS), cluster):
-            found.append(pairs)
-            meter.advance(1)
-    return perceptual.sorted_pairs(found)
 
 
 def _same_look(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import closing
 from typing import Any, Protocol, TypeVar
 
@@ -28,21 +28,22 @@ def here(worker: Worker[TaskT], tasks: Sequence[TaskT]) -> Iterator[tuple[TaskT,
 
 
 def on_ray(
-    worker: type, arguments: tuple[Any, ...], tasks: Sequence[TaskT], cluster: ClusterConfig
+    worker: type, arguments: tuple[Any, ...], tasks: Iterable[TaskT], cluster: ClusterConfig
 ) -> Iterator[tuple[TaskT, Any]]:
     """Yield each task with its value, as they come, done by actors that are `worker(*arguments)`.
 
     Raises:
         RunError: a task failed.
     """
-    if not tasks:
+    count = len(tasks) if isinstance(tasks, Sized) else None
+    if count == 0:
         return
     with session(cluster) as cores:
         actor: Any = ray.remote(num_cpus=1)(worker)
         outcomes = run_bounded(
             lambda _: actor.remote(*arguments),
             tasks,
-            workers=min(cores, len(tasks)),
+            workers=min(cores, count or cores),
             retries=cluster.retries,
         )
         with closing(outcomes):

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dedup import run
+from dedup import perceptual, run
 from dedup.config import DedupConfig
 from dedup.run import dedup
 from dedup.signature import SignatureWriter, load
@@ -144,7 +144,7 @@ def test_the_outcome_does_not_depend_on_shards_or_on_where_the_work_is_done(
     for number, rows_per_shard in enumerate((2, 3, 8)):
         corpus = write_corpus(tmp_path / str(number), copies(), rows_per_shard)
         if number == 1:
-            monkeypatch.setattr(run, "FEW_HASHES", 0)
+            monkeypatch.setattr(perceptual, "FEW_HASHES", 0)
             monkeypatch.setattr(run, "FEW_PICTURES", 0)
         dedup(corpus, DedupConfig(), LOCAL)
 
