@@ -42,7 +42,7 @@ class Attempt(threading.Thread):
         self.size = size
         self.error: Exception | None = None
         self._storage = tempfile.mkdtemp(prefix="pairmill-train-")
-        job = Job(config.model_dump_json(), run, str(Path.cwd()), board)
+        job = Job.of(config, run, board)
         self._trainer = _trainer(job, size, config.parallel.timeout_s, self._storage)
 
     def run(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
@@ -18,7 +19,7 @@ from infra import logs
 from infra.config import essence, parse
 from infra.errors import RunError, UserError
 from infra.storage import Folder
-from train.config import RunConfig
+from train.config import RunConfig, written_down
 from train.ray_board import Failure
 from train.worker import CONFIG_NAME, run_rank
 
@@ -35,6 +36,11 @@ class Job:
     run: Path
     directory: str
     board: Any
+
+    @classmethod
+    def of(cls, config: RunConfig, run: Path, board: Any) -> Job:
+        """Return the job of a rank of a run that is started here."""
+        return cls(json.dumps(written_down(config)), run, str(Path.cwd()), board)
 
 
 def run_worker(arguments: dict[str, Any]) -> None:

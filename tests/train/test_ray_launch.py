@@ -22,8 +22,10 @@ from ray.cluster_utils import Cluster
 from infra.config import load_toml
 from infra.errors import UserError
 from train import checkpoint
-from train.config import RunConfig
+from train.config import RunConfig, written_down
 from train.launch import prepare, train
+from train.model_config import ModelConfig
+from train.models import sizes_of
 from train.ray_launch import RayLauncher, world_sizes
 from train.ray_worker import Job, own_config
 
@@ -211,8 +213,10 @@ def test_a_lost_node_is_done_without(cluster: Cluster, node: Any, toml: Path, wh
 def test_a_folder_that_a_node_does_not_see_is_named(tmp_path: Path, toml: Path) -> None:
     """Also one of the same path that holds another run."""
     config = load_toml(toml, RunConfig)
-    job = Job(config.model_dump_json(), tmp_path / "run", str(tmp_path), None)
     before = Path.cwd()
+    os.chdir(tmp_path)
+    job = Job.of(config, tmp_path / "run", None)
+    os.chdir(before)
     try:
         with pytest.raises(UserError, match=f"node {socket.gethostname()} does not see .*/run/config.json"):
             own_config(job, patience_s=0.2)
@@ -222,6 +226,15 @@ def test_a_folder_that_a_node_does_not_see_is_named(tmp_path: Path, toml: Path) 
         assert Path.cwd() == tmp_path, "relative paths count from where the command was given"
     finally:
         os.chdir(before)
+
+
+def test_a_rank_s_model_is_the_named_one_of_the_launcher(tmp_path: Path, toml: Path) -> None:
+    """With its own temperature and bias, which the defaults of other models are not to overrule."""
+    config = load_toml(toml, RunConfig).model_copy(update={"model": ModelConfig(name="SigLIP-nano")})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(written_down(config)))
+    sizes = sizes_of(own_config(Job.of(config, tmp_path / "run", None), patience_s=0.2).model)
+    assert (sizes.temperature, sizes.logit_bias) == (0.1, -10.0)
 
 
 def test_world_sizes_share_the_batch(toml: Path) -> None:
