@@ -34,7 +34,7 @@ POLL_S = 0.05
 WARN_AFTER_S = 10.0
 """Seconds that a rank waits for rank 0 without a word."""
 _EARLY = (LOCK_NAME, TOKENIZER_NAME)
-"""What a run's folder holds before its configuration: all there is of one that was interrupted so early."""
+"""What a run's folder may hold before its configuration, of one that was interrupted so early."""
 
 Launcher = Callable[[RunConfig, Path, int], None]
 """Runs a prepared folder's ranks, so many of them, until its result is there."""
@@ -132,10 +132,12 @@ def prepare(config: RunConfig, run: Path, world_size: int, *, may_change: bool =
     if suite:
         # Its pictures were all decoded at the run's first start.
         check_suite(suite, decode=before is None or before.evaluate.suite != suite)
+    _check_sides(config)
+    if before is None:
+        folder.delete(TOKENIZER_NAME)  # nothing says whose it is
+    folder.write_json(CONFIG_NAME, written_down(config))
     if not folder.exists(TOKENIZER_NAME):
         create_tokenizer(config.tokenizer, captions(config.data.folder, config.data.caption_limit)).save(folder)
-    _check_sides(config)
-    folder.write_json(CONFIG_NAME, written_down(config))
     return None
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from infra.errors import RunError, UserError
+from infra.storage import Folder
 from train import launch
 from train.config import RunConfig
 from train.launch import prepare, train
+from train.tokenizer import TOKENIZER_NAME, CorpusTokenizer
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -32,6 +34,33 @@ def test_a_mended_configuration_takes_the_folder(
     assert "its run took no step; it begins with model.weights: " in caplog.text
     assert json.loads((run / "config.json").read_text())["tokenizer"]["vocabulary"] == 310
     assert len(json.loads((run / "tokenizer.json").read_text())["model"]["vocab"]) <= 310
+
+
+@pytest.mark.parametrize("first", [None, {"name": "RN10-tiny"}])
+def test_a_vocabulary_that_is_killed_over_is_not_another_run_s(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, first: dict[str, str] | None
+) -> None:
+    """Whatever was written before: whoever finds a vocabulary finds the configuration that it was made for."""
+    run = tmp_path / "run"
+    if first is not None:
+        prepare(make_config(model=first), run, 1)
+    with monkeypatch.context() as killed:
+        killed.setattr(CorpusTokenizer, "save", _save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(make_config(tokenizer={"vocabulary": 300}), run, 1)
+    prepare(make_config(model=first or {}), run, 1)
+    assert len(json.loads((run / "tokenizer.json").read_text())["model"]["vocab"]) > 300
+
+
+def _save_and_die(tokenizer: CorpusTokenizer, folder: Folder) -> None:
+    folder.write(TOKENIZER_NAME, tokenizer.to_json().encode())
+    raise KeyboardInterrupt
+
+
+def test_a_side_that_the_model_does_not_take_leaves_nothing(tmp_path: Path, make_config: MakeConfig) -> None:
+    with pytest.raises(UserError, match=r"data\.image_size: 40 pixels"):
+        prepare(make_config(model={"name": "ViT-nano"}, data={"image_size": 40}), tmp_path / "run", 1)
+    assert not list((tmp_path / "run").glob("*"))
 
 
 @pytest.mark.parametrize("kept", ["log.jsonl", "result.json", "checkpoints/step-0000000001/meta.json"])
