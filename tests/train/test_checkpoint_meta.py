@@ -138,3 +138,22 @@ def test_later_ones_go_only_if_they_were_found_torn(done: Path) -> None:
         shutil.copytree(newest(done).path, done / "checkpoints" / f"step-{step:08d}")
     prune(folder, 2, newest=1, torn={3})
     assert [one.step for one in begun(folder)] == [2, 4]
+
+
+def test_a_torn_one_takes_no_sound_one_s_place(done: Path) -> None:
+    """Where the first checkpoint after it, taken by time or by a signal, is of a later step."""
+    folder = Folder(done / "checkpoints")
+    for step in (3, 4):
+        shutil.copytree(newest(done).path, done / "checkpoints" / f"step-{step:08d}")
+    prune(folder, 4, newest=2, torn={3})
+    assert [one.step for one in begun(folder)] == [2, 4]
+
+
+def test_one_written_anew_is_torn_no_more(done: Path, make_config: MakeConfig) -> None:
+    path = Path(newest(done).path) / "meta.json"
+    path.write_bytes(path.read_bytes()[:-1])
+    state = resumed(build(make_config(**TABLES), done), done)
+    assert state.torn == {2}
+    fit(state, done, lambda: False)
+    assert state.torn == set()
+    assert [one.meta().step for one in checkpoint.saved(done / "checkpoints")] == [1, 2]

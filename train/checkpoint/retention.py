@@ -27,19 +27,20 @@ def kept(steps: Iterable[int], newest: int, every: int = 0) -> set[int]:
 def prune(folder: Folder, step: int, newest: int, every: int = 0, torn: Collection[int] = ()) -> None:
     """Remove what does not remain once the checkpoint of `step` is written.
 
-    Of those of later steps the `torn` go too, which the run passed over when it was resumed: it takes their steps anew.
-    No other does, since someone else wrote it.
+    Those `torn` go, which the run passed over when it was resumed: it takes their steps anew, and that of `step` is
+    whole by now. No other of a later step goes, since someone else wrote it.
     """
-    every_one = begun(folder)
-    whole = [one for one in every_one if one.step <= step and Folder(one.path).exists(META)]
+    every_one, faulty = begun(folder), set(torn) - {step}
+    before = [one for one in every_one if one.step <= step and one.step not in faulty]
+    whole = [one for one in before if Folder(one.path).exists(META)]
     stay = kept([one.step for one in whole], newest, every)
     for one in every_one:
         if one.step in stay:
             continue
-        if one.step > step and one.step not in torn:
+        if one.step > step and one.step not in faulty:
             continue
-        if one.step > step:
-            log.warning("%s: removed, it is torn and its steps are being taken again", one.path)
+        if one.step in faulty:
+            log.warning("%s: removed, it is torn and its steps are taken again", one.path)
         # Its commit first, so that one half removed is none.
         Folder(one.path).delete(META)
         Folder(one.path).delete_tree()

@@ -96,6 +96,7 @@ class Saver:
         if self.state.device.type == "cuda":
             torch.cuda.current_stream().synchronize()  # the copying thread has a stream of its own
         tidy = partial(prune, self.folder, self.state.step, self.config.keep, self.for_ever, self.state.torn)
+        self.state.torn = set()  # gone with this one's commit, and what takes their places is sound
         writer = CheckpointWriter(self.folder, self.state.step, rank(), values, tidy)
         response = dcp.async_save(
             nested(tensors, {}),  # by table: DCP takes half a millisecond for every name at the top
