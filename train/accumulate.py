@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from train.gradients import average_gradients, exchanged
+from train.gradients import average_gradients, exchanged, reorders_gradients, zero_gradients
 from train.model import Features
 from train.objectives import SampleSum, read_by_call, read_by_samples
 from train.precision import autocast
@@ -59,15 +59,26 @@ def forward_backward(
     Returns:
         This rank's share of the loss, and the objective's numbers.
     """
+    if reorders_gradients(state.parallel):  # a pass whose gradients are thrown away
+        random = RandomState.now(state.device)
+        with put_aside(state.model):
+            _backward(state, images, tokens, kept)
+        random.restore(state.device)
+        zero_gradients(state.parameters())
+    loss, numbers = _backward(state, images, tokens, kept)
+    average_gradients(state.parallel, state.objective)
+    return loss.detach(), numbers
+
+
+def _backward(
+    state: TrainingState, images: Tensor, tokens: Tensor, kept: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor]]:
     size = state.config.parallel.micro_batch
     if size and size < len(images):
         shares = kept.split(size) if kept is not None else [None] * -(-len(images) // size)
         parts: list[Part] = list(zip(images.split(size), tokens.split(size), shares, strict=True))
-        loss, numbers = _in_parts(state, parts, tokens)
-    else:
-        loss, numbers = _at_once(state, images, tokens, kept)
-    average_gradients(state.parallel, state.objective)
-    return loss.detach(), numbers
+        return _in_parts(state, parts, tokens)
+    return _at_once(state, images, tokens, kept)
 
 
 def _encode(

@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from train.collectives import average
+from train.collectives import average, world_size
 
 
 @contextmanager
@@ -25,6 +25,15 @@ def exchanged(module: nn.Module, now: bool) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def reorders_gradients(module: nn.Module) -> bool:
+    """Tell whether the next exchange's messages hold gradients in another order than those of all later ones.
+
+    DDP orders them anew once it has seen in which order they come. The order in which three ranks or more are summed
+    depends on the place in a message, and so would a resumed run's first step on its being the first.
+    """
+    return isinstance(module, DistributedDataParallel) and world_size() > 2 and not module._has_rebuilt_buckets
 
 
 def average_gradients(module: nn.Module, objective: object) -> None:
