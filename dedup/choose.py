@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dedup.components import components
-from dedup.config import Keep
+from dedup.config import DedupConfig
 from dedup.hamming import Hashes, Pairs
 from dedup.signature import Signatures
 
@@ -35,7 +35,7 @@ class Removals:
     component: Indices  # [N], the lowest sample of it
 
 
-def rank(signatures: Signatures, keep: Keep) -> Indices:
+def rank(signatures: Signatures, config: DedupConfig) -> Indices:
     """Return each sample's place, `[N]`, 0 for the one that is kept above all others."""
     by_key = np.arange(len(signatures))
     resolution, caption = -signatures.pixels, -signatures.caption_characters.astype(np.int64)
@@ -43,9 +43,17 @@ def rank(signatures: Signatures, keep: Keep) -> Indices:
         "resolution": (by_key, caption, resolution),
         "caption": (by_key, resolution, caption),
         "first": (by_key,),
+        "source": (by_key, caption, resolution, _preference(signatures.source, config.sources)),
     }
     place = np.empty(len(signatures), np.int64)
-    place[np.lexsort(orders[keep])] = by_key
+    place[np.lexsort(orders[config.keep])] = by_key
+    return place
+
+
+def _preference(source: npt.NDArray[np.str_], sources: tuple[str, ...]) -> Indices:
+    place = np.full(len(source), len(sources))
+    for number, name in enumerate(sources):
+        place[source == name] = number
     return place
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from infra.config import Config
 
-Keep = Literal["resolution", "caption", "first"]
+Keep = Literal["resolution", "caption", "first", "source"]
+Unit = Literal["image", "pair"]
 
 
 class DedupConfig(Config):
@@ -41,5 +42,22 @@ class DedupConfig(Config):
     keep: Keep = Field(
         "resolution",
         description="which sample of several stays: the one of highest original `resolution`, of longest "
-        "`caption`, or the `first` key; ties go to the other two in that order",
+        "`caption`, the `first` key, or that of the chosen `source`; ties go to the first three in that order",
     )
+    unit: Unit = Field(
+        "image",
+        description="what makes a duplicate: the same `image`, whatever its caption, or the same `pair` of an image "
+        "and a caption (but for case, spaces and the forms of characters)",
+    )
+    source_column: str | None = Field(
+        None, description="passed-through column that says where a row comes from, for `keep` = `source`"
+    )
+    sources: tuple[str, ...] = Field(
+        (), description="values of that column in the order of preference; all others come after them"
+    )
+
+    @model_validator(mode="after")
+    def _sources_go_together(self) -> DedupConfig:
+        if (self.keep == "source") != bool(self.source_column and self.sources):
+            raise ValueError("keep 'source' needs source_column and sources, and they need it; give all three or none")
+        return self

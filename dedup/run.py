@@ -68,8 +68,8 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str,
         (folder / DEDUP).sweep_temporary()
         (folder / DEDUP / SIGNATURES).sweep_temporary()
         shards = manifest.shards(RAW)
-        _write_signatures(folder, shards, cluster)
-        signatures = load(folder.url, shards)
+        _write_signatures(folder, shards, config, cluster)
+        signatures = load(folder.url, shards, config.source_column)
         removals = _removals(folder, signatures, config, cluster)
         table = _table(signatures, removals)
         buffer = io.BytesIO()
@@ -82,26 +82,27 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str,
     return totals
 
 
-def _write_signatures(folder: Folder, shards: Sequence[str], cluster: ClusterConfig) -> None:
+def _write_signatures(folder: Folder, shards: Sequence[str], config: DedupConfig, cluster: ClusterConfig) -> None:
     done = {name.removesuffix(".parquet") for name in (folder / DEDUP / SIGNATURES).names(".parquet")}
     todo = [shard for shard in shards if shard not in done]
     with progress("dedup: signatures", len(shards), "shards") as meter:
         meter.advance(len(shards) - len(todo))
         samples = 0
-        for _, count in on_ray(SignatureWriter, (folder.url,), todo, cluster):
+        for _, count in on_ray(SignatureWriter, (folder.url, config.source_column), todo, cluster):
             samples += count
             meter.advance(1, samples=samples)
 
 
 def _removals(folder: Folder, signatures: Signatures, config: DedupConfig, cluster: ClusterConfig) -> choose.Removals:
-    place = choose.rank(signatures, config.keep)
-    leader = same_body(signatures, place) if config.exact else np.arange(len(signatures))
+    place = choose.rank(signatures, config)
+    leader = same_body(signatures, place, config.unit) if config.exact else np.arange(len(signatures))
     hashed = config.perceptual & (leader == np.arange(len(signatures))) & (signatures.quality >= config.min_quality)
     groups = choose.by_hash(signatures.phash, np.flatnonzero(hashed), place)
     pairs = near_hashes(groups.hashes, config.distance, cluster)
     near = groups.near(pairs)
     log.info("dedup: %d pairs of hashes within distance %d, of %d", len(pairs), config.distance, len(groups.hashes))
-    same = _same_look(folder, signatures, near, cluster, config) if config.confirm else _always
+    look = _same_look(folder, signatures, near, cluster, config) if config.confirm else _always
+    same = _same_caption_too(signatures, look) if config.unit == "pair" else look
     leaders, followers = choose.link_equal_hashes(groups, same)
     links = choose.link_near_hashes(leaders, pairs, same, _PAIRS_PER_LOOK)
     return choose.choose(leader, followers, links, place, same)
@@ -109,6 +110,15 @@ def _removals(folder: Folder, signatures: Signatures, config: DedupConfig, clust
 
 def _always(first: choose.Indices, second: choose.Indices) -> npt.NDArray[np.bool_]:
     return np.ones(len(first), bool)
+
+
+def _same_caption_too(signatures: Signatures, look: choose.SameLook) -> choose.SameLook:
+    def same(first: choose.Indices, second: choose.Indices) -> npt.NDArray[np.bool_]:
+        alike = (signatures.caption_digest[first] == signatures.caption_digest[second]).all(axis=1)
+        alike[alike] = look(first[alike], second[alike])  # a picture may have many captions: few are looked at
+        return alike
+
+    return same
 
 
 def _same_look(

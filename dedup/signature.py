@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image
 
+from infra.errors import RunError, UserError
 from infra.storage import Folder
 from shards.layout import DEDUP, RAW, SIGNATURES, Status
+from shards.pdq import pdq
+from shards.sample import FORMATS, UNDECODABLE
 
-HASH_BYTES = 32
+HASH_BYTES, CAPTION_BYTES = 32, 16
 _SHA256_BYTES = 32
 _COLUMNS = [
-    "key", "caption", "status", "sha256", "phash", "phash_quality", "width", "height",
-    "original_width", "original_height", "image_offset", "image_bytes",
+    "key", "caption", "status", "sha256", "width", "height", "original_width", "original_height",
+    "image_offset", "image_bytes",
 ]  # fmt: skip
+_HASH = ["phash", "phash_quality"]
 
 SCHEMA = pa.schema(
     [
@@ -30,6 +38,8 @@ SCHEMA = pa.schema(
         pa.field("phash_quality", pa.int16()),
         pa.field("pixels", pa.int64(), nullable=False),  # of the original picture, width times height
         pa.field("caption_characters", pa.int32(), nullable=False),
+        pa.field("caption_digest", pa.binary(CAPTION_BYTES), nullable=False),  # of the normalised caption
+        pa.field("source", pa.string()),  # the value of the column that `keep` chooses a source by
         pa.field("image_offset", pa.int64(), nullable=False),  # of the image's bytes in the raw tar
         pa.field("image_bytes", pa.int64(), nullable=False),
     ]
@@ -39,35 +49,90 @@ SCHEMA = pa.schema(
 class SignatureWriter:
     """Makes the signatures of raw shards; a Ray actor holds one."""
 
-    def __init__(self, corpus: str) -> None:
+    def __init__(self, corpus: str, source_column: str | None = None) -> None:
         folder = Folder(corpus)
-        self.raw, self.out = folder / RAW, folder / DEDUP / SIGNATURES
+        self.raw, self.out, self.source_column = folder / RAW, folder / DEDUP / SIGNATURES, source_column
 
     def run(self, shard: str) -> int:
-        """Write the signatures of one shard's samples, atomically; return how many there are."""
-        table = signatures(pq.read_table(io.BytesIO(self.raw.read(f"{shard}.parquet")), columns=_COLUMNS))
+        """Write the signatures of one shard's samples, atomically; return how many there are.
+
+        Pictures that the sidecar has no PDQ hash of are read and hashed.
+
+        Raises:
+            UserError: the sidecar does not have the column of the sources.
+            RunError: a picture cannot be decoded.
+        """
+        sidecar = pq.ParquetFile(io.BytesIO(self.raw.read(f"{shard}.parquet")))
+        there = set(sidecar.schema_arrow.names)
+        if self.source_column is not None and self.source_column not in there:
+            raise UserError(
+                f"source_column: {self.raw.path(shard)}.parquet has no column '{self.source_column}'; name one that "
+                "`plan` passed through"
+            )
+        wanted = [*_COLUMNS, *_HASH, *([self.source_column] if self.source_column else [])]
+        table = signatures(sidecar.read(columns=[name for name in wanted if name in there]), self.source_column)
+        table = self._hashed(shard, table)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         self.out.write(f"{shard}.parquet", buffer.getvalue())
         return int(table.num_rows)
 
+    def _hashed(self, shard: str, table: pa.Table) -> pa.Table:
+        """Return signatures in which no sample lacks a PDQ hash."""
+        lacking = pc.is_null(table["phash"]).to_numpy()
+        if not lacking.any():
+            return table
+        phash, quality = (table[name].to_pylist() for name in _HASH)
+        offsets, sizes = table["image_offset"].to_numpy(), table["image_bytes"].to_numpy()
+        with self.raw.open(f"{shard}.tar") as tar:
+            for row in np.flatnonzero(lacking).tolist():
+                tar.seek(int(offsets[row]))
+                try:
+                    digits, quality[row] = _pdq_of(tar.read(int(sizes[row])))
+                except UNDECODABLE as error:
+                    raise RunError(
+                        f"{self.raw.path(shard)}.tar: the image of {table['key'][row]} cannot be decoded ({error}); "
+                        "see what else is wrong with `pairmill verify`"
+                    ) from None
+                phash[row] = bytes.fromhex(digits)
+        for name, values in zip(_HASH, (phash, quality), strict=True):
+            place = SCHEMA.get_field_index(name)
+            table = table.set_column(place, SCHEMA.field(name), pa.array(values, SCHEMA.field(name).type))
+        return table
 
-def signatures(sidecar: pa.Table) -> pa.Table:
+
+def _pdq_of(data: bytes) -> tuple[str, int]:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return pdq(image.convert("RGB"))
+
+
+def signatures(sidecar: pa.Table, source_column: str | None = None) -> pa.Table:
     """Return the signatures of a sidecar's samples (rows of status `success`), in its order."""
     rows = sidecar.filter(pc.equal(sidecar["status"], Status.SUCCESS.value))
     width = pc.cast(pc.coalesce(rows["original_width"], rows["width"], pa.scalar(0, pa.int32())), pa.int64())
     height = pc.cast(pc.coalesce(rows["original_height"], rows["height"], pa.scalar(0, pa.int32())), pa.int64())
-    columns = {
+    has_hash = "phash" in rows.column_names
+    columns: dict[str, Any] = {
         "key": rows["key"],
         "sha256": _from_hex(rows["sha256"], _SHA256_BYTES),
-        "phash": _from_hex(rows["phash"], HASH_BYTES),
-        "phash_quality": rows["phash_quality"],
+        "phash": _from_hex(rows["phash"], HASH_BYTES) if has_hash else pa.nulls(len(rows), pa.binary(HASH_BYTES)),
+        "phash_quality": rows["phash_quality"] if has_hash else pa.nulls(len(rows), pa.int16()),
         "pixels": pc.multiply(width, height),
         "caption_characters": pc.utf8_length(rows["caption"]),
+        "caption_digest": pa.array(
+            [caption_digest(caption or "") for caption in rows["caption"].to_pylist()], pa.binary(CAPTION_BYTES)
+        ),
+        "source": pc.cast(rows[source_column], pa.string()) if source_column else pa.nulls(len(rows), pa.string()),
         "image_offset": rows["image_offset"],
         "image_bytes": rows["image_bytes"],
     }
     return pa.table(columns, schema=SCHEMA)
+
+
+def caption_digest(caption: str) -> bytes:
+    """Return what is equal for captions that differ in case, spaces or the forms of their characters alone."""
+    words = unicodedata.normalize("NFKC", caption).casefold().split()
+    return hashlib.sha256(" ".join(words).encode(errors="surrogatepass")).digest()[:CAPTION_BYTES]
 
 
 def _from_hex(column: pa.ChunkedArray, size: int) -> pa.Array:
@@ -88,6 +153,8 @@ class Signatures:
     quality: npt.NDArray[np.int16]  # [N], -1 without a hash
     pixels: npt.NDArray[np.int64]  # [N]
     caption_characters: npt.NDArray[np.int32]  # [N]
+    caption_digest: npt.NDArray[np.uint64]  # [N, 2]
+    source: npt.NDArray[np.str_]  # [N], empty without one
     image_offset: npt.NDArray[np.int64]  # [N]
     image_bytes: npt.NDArray[np.int64]  # [N]
 
@@ -95,10 +162,9 @@ class Signatures:
         return len(self.keys)
 
 
-def load(corpus: str, shards: Sequence[str]) -> Signatures:
+def load(corpus: str, shards: Sequence[str], source_column: str | None = None) -> Signatures:
     """Read the signatures of `shards` (all must have been written)."""
-    folder = Folder(corpus) / DEDUP / SIGNATURES
-    tables = [pq.read_table(io.BytesIO(folder.read(f"{shard}.parquet"))) for shard in shards]
+    tables = [_of_shard(corpus, shard, source_column) for shard in shards]
     table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
     shard = np.repeat(np.arange(len(tables), dtype=np.int32), [part.num_rows for part in tables])
     keys = np.asarray(table["key"].to_pylist(), dtype=np.str_)
@@ -115,9 +181,20 @@ def load(corpus: str, shards: Sequence[str]) -> Signatures:
         quality=np.where(has_phash, quality, -1).astype(np.int16)[order],
         pixels=table["pixels"].to_numpy()[order],
         caption_characters=table["caption_characters"].to_numpy()[order],
+        caption_digest=_fixed(table["caption_digest"], CAPTION_BYTES).view(np.uint64).reshape(-1, 2)[order],
+        source=np.asarray(table["source"].fill_null("").to_pylist(), dtype=np.str_)[order],
         image_offset=table["image_offset"].to_numpy()[order],
         image_bytes=table["image_bytes"].to_numpy()[order],
     )
+
+
+def _of_shard(corpus: str, shard: str, source_column: str | None) -> pa.Table:
+    folder, name = Folder(corpus) / DEDUP / SIGNATURES, f"{shard}.parquet"
+    table = pq.read_table(io.BytesIO(folder.read(name)))
+    if table.schema != SCHEMA:  # of an earlier version
+        SignatureWriter(corpus, source_column).run(shard)
+        table = pq.read_table(io.BytesIO(folder.read(name)))
+    return table
 
 
 def _fixed(column: pa.ChunkedArray, size: int) -> npt.NDArray[np.void]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pdqhash
 from numpy.typing import NDArray
 from PIL import (
     AvifImagePlugin,
@@ -32,6 +31,7 @@ from ingest.blur import Box, blurred
 from ingest.config import ImageConfig
 from ingest.geometry import STATUS_OF, Geometry, geometry, size_reason
 from shards.layout import Reason, Status
+from shards.pdq import pdq
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "JPEG2000", "ICO", "PPM")
 """Raster formats that are decoded; nothing that runs a program or refers to other files."""
@@ -46,7 +46,6 @@ BROKEN = (
 )  # fmt: skip
 """What Pillow's decoders raise on malformed files, by their sources."""
 EXIF_ORIENTATION = 0x0112
-PDQ_SIDE_PX = 256
 _TURNED = {5, 6, 7, 8}
 _ENCODINGS = {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}
 _GREY_WITH_MORE_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
@@ -155,23 +154,6 @@ def _picture(
         phash, quality = pdq(pixels)
     width, height = pixels.size if isinstance(pixels, Image.Image) else pixels.shape[1::-1]
     return Picture(data, width, height, *original, phash, quality)
-
-
-def pdq(pixels: Image.Image | NDArray[np.uint8]) -> tuple[str, int]:
-    """Return PDQ's 256-bit hash of an RGB picture (`[H, W, 3]` as an array) as 64 hex characters, and its quality.
-
-    The quality is 0 to 100.
-
-    Facebook, "The TMK+PDQF Video-Hashing Algorithm and the PDQ Image-Hashing Algorithm" (2019), section 4.
-    A picture with a side below 256 pixels is brought to 256x256 first: PDQ samples 64x64 points, and on fewer
-    pixels than a few for each point one picture in two sizes hashes 20 bits apart and more.
-    """
-    values = np.asarray(pixels)
-    if min(values.shape[:2]) < PDQ_SIDE_PX:
-        small = Image.fromarray(values).resize((PDQ_SIDE_PX, PDQ_SIDE_PX), Image.Resampling.BILINEAR)
-        values = np.asarray(small)
-    bits, quality = pdqhash.compute(values)
-    return np.packbits(bits.astype(np.uint8)).tobytes().hex(), int(quality)
 
 
 def _bomb(error: Image.DecompressionBombError) -> Refusal:

@@ -337,16 +337,16 @@ def test_a_handshake_that_breaks_off_may_do_better(near: FetchConfig, record: by
 
 def test_a_flood_of_interim_answers_ends_at_once_and_a_trickle_in_time(near: FetchConfig) -> None:
     interim = b"HTTP/1.1 100 Continue\r\n\r\n"
-    config = near.model_copy(update={"robots": False, "total_s": 1.0, "retries": 0})
+    patient = near.model_copy(update={"robots": False, "total_s": 60.0, "row_s": 60.0, "retries": 0})
     with answering(interim * 200_000) as url:
-        flood = crawl(config, [url], loop=uvloop.new_event_loop)[0]
+        flood = crawl(patient, [url], loop=uvloop.new_event_loop)[0]
     assert (flood.reason, flood.transient) == (Reason.CONNECTION_RESET, False)
     assert "a flood of interim answers" in (flood.detail or "")
     with answering(interim, again_s=0.05) as url:
-        trickle = crawl(config, [url], loop=uvloop.new_event_loop)[0]
+        trickle = crawl(patient.model_copy(update={"total_s": 1.0}), [url], loop=uvloop.new_event_loop)[0]
     assert trickle.reason is Reason.TIMEOUT
     with answering(interim * 5 + b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nx") as url:
-        assert crawl(config, [url])[0].body == b"x"
+        assert crawl(patient, [url])[0].body == b"x"
 
 
 def test_a_fault_of_the_crawlers_own_costs_one_row_and_many_in_a_row_break_it(near: FetchConfig) -> None:

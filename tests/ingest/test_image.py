@@ -21,9 +21,10 @@ from PIL import Image
 from ingest import turbo
 from ingest.config import ImageConfig
 from ingest.geometry import geometry, size_reason
-from ingest.image import Picture, Refusal, pdq, process, refusal_by_header
+from ingest.image import Picture, Refusal, process, refusal_by_header
 from pairmill.sample_web import archive, icc, pictures
 from shards.layout import Reason, Status
+from shards.pdq import pdq
 
 RED, GREEN, BLUE, WHITE = (200, 30, 40), (20, 160, 60), (30, 60, 190), (255, 255, 255)
 PLAIN = ImageConfig(size=64, format="png")
