@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -30,5 +32,5 @@ def same_body(signatures: Signatures, rank: npt.NDArray[np.int64], unit: Unit = 
     return leader
 
 
-def _bytes(digests: npt.NDArray[np.void]) -> npt.NDArray[np.uint8]:
+def _bytes(digests: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(digests).view(np.uint8).reshape(len(digests), -1)
