@@ -321,6 +321,8 @@ def _option_error(error: CycloptsError) -> str:
     cause = error.__cause__ or error.__context__
     if isinstance(cause, ValidationError):
         first = cause.errors()[0]
+        if not first["loc"]:  # of options that do not go together
+            return f"options: {first['msg'].removeprefix('Value error, ')}"
         name = ".".join(str(part) for part in first["loc"]).replace("_", "-")
         return f"option --{name}: {first['msg']} (got {first['input']!r})"
     return f"{str(error).strip()} (see --help)"

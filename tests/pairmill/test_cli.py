@@ -69,6 +69,11 @@ def test_a_value_out_of_range_names_its_option(tmp_path: Path, rows: Path, mista
     assert "--rows-per-shard" in mistake("plan", tmp_path / "c", "--urls", rows, "--rows-per-shard", "0")
 
 
+def test_options_that_do_not_go_together(tmp_path: Path, mistake: Mistake) -> None:
+    line = mistake("dedup", tmp_path, "--keep", "source")
+    assert "pairmill: options: keep 'source' needs source_column and sources" in line
+
+
 def test_an_unknown_toml_key_suggests_the_nearest(tmp_path: Path, rows: Path, mistake: Mistake) -> None:
     toml = tmp_path / "corpus.toml"
     toml.write_text(f'corpus = "{tmp_path / "corpus"}"\n[plan]\nurls = "{rows}"\nurl_coll = "url"\n')
