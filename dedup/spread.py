@@ -13,6 +13,9 @@ from infra.errors import RunError
 
 TaskT = TypeVar("TaskT", contravariant=True)
 
+FEW_TASKS = 64
+"""Up to so many tasks of a shard each, this process does the work itself: sooner done than a worker is started."""
+
 
 class Worker(Protocol[TaskT]):
     """Does one task after the other."""
@@ -25,6 +28,15 @@ def here(worker: Worker[TaskT], tasks: Sequence[TaskT]) -> Iterator[tuple[TaskT,
     """Yield each task with its value, done by `worker` in this process."""
     for task in tasks:
         yield task, worker.run(task)
+
+
+def few_or_on_ray(
+    worker: type[Worker[TaskT]], arguments: tuple[Any, ...], tasks: Sequence[TaskT], cluster: ClusterConfig
+) -> Iterator[tuple[TaskT, Any]]:
+    """Yield each task with its value: up to `FEW_TASKS` done here, more as `on_ray`."""
+    if len(tasks) <= FEW_TASKS:
+        return here(worker(*arguments), tasks)
+    return on_ray(worker, arguments, tasks, cluster)
 
 
 def on_ray(

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from infra.storage import Folder
-from ingest.retry import EARLIER_REASON, EARLIER_STATUS, is_again, read_part, superseded, taken_over
-from shards.layout import sidecar_schema
+from ingest.retry import is_again, read_part, superseded, taken_over
+from shards.layout import EARLIER_REASON, EARLIER_STATUS, sidecar_schema
 
 
 @dataclass(frozen=True)
@@ -34,5 +34,6 @@ def read(corpus: Folder, number: int) -> Part:
     if is_again(corpus, number):  # by its number: a column of the input may have any name
         supersedes = superseded(table)
         table = table.drop_columns([EARLIER_STATUS, EARLIER_REASON])
-    others = pa.schema([one for one in table.schema if one.name not in ("key", "url", "caption")])
+    # Nullable, whatever the input says: a row that is taken down keeps nothing of them.
+    others = pa.schema([one.with_nullable(True) for one in table.schema if one.name not in ("key", "url", "caption")])
     return Part(number, table.to_pylist(), sidecar_schema(others), supersedes, taken_over(corpus, number))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import os
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+from PIL import Image
 
 from infra import metrics
 from infra.errors import UserError
@@ -24,11 +26,14 @@ from ingest.blur import BadBoxesError, parse_boxes
 from ingest.config import IngestConfig
 from ingest.consent import RESERVATION
 from ingest.crawl import Fetched
+from ingest.image import pdq
 from ingest.opener import Asked, Opener
 from ingest.peer_words import verdict
 from ingest.reorder import RowOrder
-from ingest.sidecar import row_without_picture
+from ingest.sidecar import row_taken_down, row_without_picture
 from ingest.tally import Tally
+from shards import tombstones
+from shards.barred import Barred, Entry
 from shards.layout import RAW, Reason, Status, shard_name
 from shards.writer import ShardWriter, writing
 
@@ -78,6 +83,7 @@ class PeerWorker:
             ) from None
         self._corpus, self._raw, self._config = Folder(corpus), Folder(corpus) / RAW, config
         self._downloader = Downloader
+        self._barred = tombstones.barred(self._corpus)
         self._threads = max(1, min(config.fetch.concurrency, MOST_THREADS))
         self._words = [word for word in config.fetch.opt_out if word != RESERVATION]
         self._is_refusal = functools.partial(
@@ -107,7 +113,7 @@ class PeerWorker:
         order = RowOrder(self._config.buffer_bytes, self._raw.url if self._raw.is_local else None)
         with self._running, writing(self._raw, shard_name(part), shard.schema, more) as writer, closing(order):
             opener = Opener(self._config.fetch, self._is_refusal)
-            making = _Making(shard, self._config, opener, self._resizer, order, writer)
+            making = _Making(shard, self._config, opener, self._resizer, order, writer, self._barred)
             self._download(making)
             making.tally.flush(0, now=True)
             more |= making.tally.stats() | ({"supersedes": shard.supersedes} if shard.supersedes else {})
@@ -189,10 +195,10 @@ class _Making:
 
     def __init__(
         self, shard: parts.Part, config: IngestConfig, opener: Opener, resizer: _Measured, order: RowOrder,
-        writer: ShardWriter,
+        writer: ShardWriter, barred: Barred,
     ) -> None:  # fmt: skip
         self.shard, self.opener, self.tally = shard, opener, Tally()
-        self._config, self._resizer, self._order, self._writer = config, resizer, order, writer
+        self._config, self._resizer, self._order, self._writer, self._barred = config, resizer, order, writer, barred
         self._ended: set[int] = set()
         self._failure: Exception | None = None
 
@@ -205,6 +211,10 @@ class _Making:
             if earlier is not None:
                 status, reason = Status(earlier[0]), Reason(earlier[1])
                 self._end(index, Fetched(None, status, reason, "tried again in another shard"))
+                continue
+            barred = self._barred.row(row["key"], row["url"])
+            if barred is not None:
+                self._refuse(index, Fetched(), barred)
                 continue
             try:
                 boxes = parse_boxes(row[faces]) if faces else []
@@ -251,6 +261,10 @@ class _Making:
             opt_out=f"X-Robots-Tag: {asked.robots_tag}" if reason == Reason.OPT_OUT else None,
         )  # fmt: skip
         facts: dict[str, Any] = {}
+        barred = self._bars(fetched.final_url, meta, picture) if status == Status.SUCCESS else None
+        if barred is not None:
+            self._refuse(index, fetched, barred)
+            return
         if status == Status.SUCCESS:
             names = ("sha256", "width", "height", "original_width", "original_height")
             facts = {name: meta[name] for name in names} | {"bytes": len(body or b"")}
@@ -259,6 +273,17 @@ class _Making:
         self._end(index, fetched, facts, picture)
         if met:
             metrics.step_seconds().observe(self._resizer.seconds, tags={"step": "decode"})
+
+    def _bars(self, url: str | None, meta: dict[str, Any], picture: bytes | None) -> Entry | None:
+        found = self._barred.url(url) or self._barred.body(meta["sha256"])
+        if found is None and self._barred.has_pictures and picture is not None:
+            with Image.open(io.BytesIO(picture)) as image:
+                found = self._barred.picture(pdq(image.convert("RGB"))[0])
+        return found
+
+    def _refuse(self, index: int, fetched: Fetched, entry: Entry) -> None:
+        """End a row that a take-down bars."""
+        self._end(index, fetched, row_taken_down(self.shard.rows[index], fetched, entry))
 
     def _end(
         self,

@@ -19,10 +19,18 @@ import pyarrow.parquet as pq
 
 from infra.errors import RunError, UserError
 from infra.storage import Folder
-from shards.layout import PLAN, RAW, RETRY, SIDECAR, Status, part_name, part_number, shard_name
-
-EARLIER_STATUS, EARLIER_REASON = "earlier_status", "earlier_reason"
-"""Columns of a retry part: what the row ended as before."""
+from shards.layout import (
+    EARLIER_REASON,
+    EARLIER_STATUS,
+    PLAN,
+    RAW,
+    RETRY,
+    SIDECAR,
+    Status,
+    part_name,
+    part_number,
+    shard_name,
+)
 
 
 @dataclass(frozen=True)

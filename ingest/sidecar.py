@@ -7,7 +7,10 @@ from typing import Any
 
 from ingest.crawl import Fetched
 from ingest.urls import MAX_URL_CHARACTERS
+from shards.barred import Entry
 from shards.layout import Reason, Status
+from shards.scrub import scrubbed
+from shards.tombstones import tombstone_name
 
 MAX_CHARACTERS = 2000
 """What is kept of a header; a server may send many times as much."""
@@ -29,6 +32,15 @@ def row_without_picture(row: dict[str, Any], fetched: Fetched) -> dict[str, Any]
         "original_width": fetched.original_width,
         "original_height": fetched.original_height,
     }
+
+
+def row_taken_down(row: dict[str, Any], fetched: Fetched, entry: Entry) -> dict[str, Any]:
+    """Return an input row that a take-down bars: it says so, and keeps nothing of what it was."""
+    told = {
+        "status": Status.FILTERED.value, "reason": Reason.TAKEN_DOWN.value,
+        "detail": tombstone_name(entry.source),
+    }  # fmt: skip
+    return scrubbed(row_without_picture(row, fetched)) | told
 
 
 def row_with_picture(row: dict[str, Any], fetched: Fetched, facts: dict[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,10 @@ from ingest.decoding import Decoders
 from ingest.image import refusal_by_header
 from ingest.part import Part
 from ingest.reorder import RowOrder
-from ingest.sidecar import row_with_picture, row_without_picture
+from ingest.sidecar import row_taken_down, row_with_picture, row_without_picture
 from ingest.tally import Tally
+from shards import tombstones
+from shards.barred import Entry
 from shards.layout import RAW, Reason, Status, part_name, shard_name
 from shards.writer import writing
 
@@ -79,7 +81,9 @@ class ShardWorker:
         """`workers` is how many workers share the bounds that hold for the whole run, `number` which this is."""
         self._config = config
         self._corpus, self._raw = Folder(corpus), Folder(corpus) / RAW
-        self._decoders = Decoders(config)
+        self._barred = tombstones.barred(self._corpus)
+        self._hashes = config.image.phash
+        self._decoders = Decoders(_hashing(config) if self._barred.has_pictures else config)
         self._writers = ThreadPoolExecutor(config.shards_at_once, "write")
         self._buffered = 0
         self._buffer_lock = threading.Lock()
@@ -128,7 +132,10 @@ class ShardWorker:
         writing_it: asyncio.Future[Any] = asyncio.wrap_future(self._writers.submit(self._write, shard), loop=self._loop)
         for index, row in enumerate(shard.part.rows):
             earlier = shard.part.elsewhere.get(row["key"])
-            if earlier is None:
+            barred = self._barred.row(row["key"], row["url"]) if earlier is None else None
+            if barred is not None:
+                self._refused(shard, index, Fetched(), barred)
+            elif earlier is None:
                 self._crawler.send(Visit(errand, index, row["url"], row["key"]))
             else:
                 status, reason = Status(earlier[0]), Reason(earlier[1])
@@ -157,10 +164,18 @@ class ShardWorker:
         if fetched.body is None:
             shard.ended.put(_Ended(index, row_without_picture(row, fetched), None, fetched))
             return
+        barred = self._barred.url(fetched.final_url)
+        if barred is not None:
+            self._refused(shard, index, fetched, barred)
+            return
         self._hold(shard, len(fetched.body))
         boxes = row[self._config.image.faces_col] if self._config.image.faces_col else None
         task = self._decoders.submit(fetched.body, boxes)
         task.add_done_callback(functools.partial(self._decoded, shard, index, fetched))
+
+    def _refused(self, shard: _Shard, index: int, fetched: Fetched, entry: Entry) -> None:
+        """End a row that a take-down bars."""
+        shard.ended.put(_Ended(index, row_taken_down(shard.part.rows[index], fetched, entry), None, fetched))
 
     def _decoded(
         self,
@@ -177,6 +192,13 @@ class ShardWorker:
             shard.ended.put(error)
             return
         facts, picture = task.result()
+        barred = self._barred.body(facts.get("sha256")) or self._barred.picture(facts.get("phash"))
+        if barred is not None and picture is not None:
+            self._hold(shard, -len(fetched.body or b""))
+            self._refused(shard, index, fetched, barred)
+            return
+        if not self._hashes:
+            facts |= {"phash": None, "phash_quality": None}
         row = row_with_picture(shard.part.rows[index], fetched, facts)
         self._hold(shard, (len(picture) if picture else 0) - len(fetched.body or b""))
         shard.ended.put(_Ended(index, row, picture, fetched))
@@ -230,3 +252,8 @@ class ShardWorker:
             self._loop.call_soon_threadsafe(self._crawler.room.clear)
         elif after <= limit < before:
             self._loop.call_soon_threadsafe(self._crawler.room.set)
+
+
+def _hashing(config: IngestConfig) -> IngestConfig:
+    """Return a configuration under which pictures are hashed, to be compared with those taken down."""
+    return config.model_copy(update={"image": config.image.model_copy(update={"phash": True})})

@@ -129,6 +129,22 @@ def repack(
 
 
 @app.command
+def remove(
+    corpus: Annotated[str, Parameter(help="folder or URL of the corpus")],
+    *,
+    list: Annotated[
+        str, Parameter(help="file or URL of what is to go: lines such as `url URL`, `host HOST`, `pdq HASH DISTANCE`")
+    ],
+    reason: Annotated[str, Parameter(help="why, for the tombstone")] = "",
+    dry_run: Annotated[bool, Parameter(negative=(), help="change nothing; list what would go, and from where")] = False,
+    cluster: ClusterConfig = ClusterConfig(),
+    json: Json = False,
+) -> None:
+    """Take samples out of every stage's folder, for good; positions of the others stay."""
+    emit(pipeline.remove(corpus, list, cluster, reason=reason, dry_run=dry_run), json, show.removal)
+
+
+@app.command
 def verify(
     folder: Annotated[str, Parameter(help="folder or URL with shards: raw, final, or any webdataset tars")],
     *,

@@ -74,6 +74,15 @@ def repack(corpus: str, config: RepackConfig, cluster: ClusterConfig) -> dict[st
     return {"stage": "repack", **run_repack(corpus, config, cluster)}
 
 
+def remove(
+    corpus: str, listed: str, cluster: ClusterConfig, *, reason: str = "", dry_run: bool = False
+) -> dict[str, Any]:
+    """Take out of a corpus what a list names; with `dry_run` say what would go."""
+    from dedup.takedown import remove as run_removal
+
+    return {"corpus": corpus, **run_removal(corpus, listed, cluster, reason=reason, dry_run=dry_run)}
+
+
 def verify(folder: str, *, quick: bool = False, repair: bool = False) -> dict[str, Any]:
     """Check a shard folder; the result's `faults` is empty when all is well.
 

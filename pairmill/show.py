@@ -85,6 +85,23 @@ def verify(result: dict[str, Any]) -> None:
         console.print("[green]no fault")
 
 
+def removal(result: dict[str, Any]) -> None:
+    """Show what a take-down took out or would, and what of its list names nothing."""
+    for one in result.get("going", ()):
+        final = f"final {one['final_shard']} {one['final_key']}" if one["final_key"] else "not in final"
+        where = f"raw {one['raw_shard']} {one['key']}" if one["raw_shard"] else "not in raw"
+        console.print(f"{where}, {final}: {escape(one['matched'])}", highlight=False, soft_wrap=True)
+    for entry in result["unmatched"]:
+        console.print(f"[yellow]names no sample[/] {escape(entry)}", highlight=False, soft_wrap=True)
+    if result["unhashed"]:
+        console.print(f"[yellow]{_number(result['unhashed'])} samples have no PDQ hash to compare with")
+    verb = "would go" if result.get("dry_run") else "removed"
+    shards = ", ".join(f"{_number(count)} shards of {stage}/" for stage, count in result["shards"].items())
+    console.print(f"{result['corpus']}: {_number(result['samples'])} samples {verb}, from {shards}", soft_wrap=True)
+    if result["tombstone"]:
+        console.print(f"tombstone {result['tombstone']}")
+
+
 def evaluations(results: list[dict[str, Any]]) -> None:
     """Show the accuracies of one or more suites, and recalls at 1 for those with captions; columns that are known."""
     table = Table()

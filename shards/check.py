@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from infra.errors import RunError
 from infra.storage import Folder, storage_failures
 from shards.layout import STATS_SUFFIX, Status
+from shards.placeholder import in_tar, removed_key
 from shards.sample import IMAGES, split_name
 from shards.tar import Member, scan
 
@@ -47,11 +48,13 @@ class Found:
     """What a shard turned out to hold; digests and addresses stay None where they were not computed.
 
     `ours` tells whether its commit is one of this format, not only one of its name; None for one that is damaged.
+    Of its `samples`, so many are `holes`: they were taken down.
     """
 
     name: str
     ours: bool | None = False
     samples: int = 0
+    holes: int = 0
     tar_bytes: int = 0
     tar_sha256: str | None = None
     sidecar_bytes: int | None = None
@@ -71,6 +74,7 @@ class Sample:
     key: str
     start: int
     end: int = 0
+    is_hole: bool = False
     members: dict[str, Member] = field(default_factory=dict)
     texts: dict[str, bytes] = field(default_factory=dict)
 
@@ -111,13 +115,16 @@ def _check(folder: Folder, found: Found, quick: bool) -> None:
     if type(successes) is not int:
         found.fault(f"the commit counts {successes!r} samples, which is no number")
     if quick:
-        found.samples = successes if type(successes) is int else 0
+        found.holes = holes if type(holes := stats.get("holes", 0)) is int else 0
+        found.samples = found.holes + (successes if type(successes) is int else 0)
         return
     samples = _read_tar(folder, found, keep=sidecar is not None)
     _same(found, "the tar's SHA-256", stats.get("tar_sha256"), found.tar_sha256)
     _same(found, "the sidecar's SHA-256", stats.get("sidecar_sha256"), found.sidecar_sha256)
-    if "successes" in stats and successes != found.samples:
-        found.fault(f"the commit counts {successes} samples, the tar holds {found.samples}")
+    if "successes" in stats and successes != found.samples - found.holes:
+        found.fault(f"the commit counts {successes} samples, the tar holds {found.samples - found.holes}")
+    if found.ours and stats.get("holes", 0) != found.holes:
+        found.fault(f"the commit counts {stats.get('holes', 0)} samples taken down, the tar {found.holes}")
     if sidecar is not None:
         _check_sidecar(found, sidecar, samples, stats)
 
@@ -202,6 +209,7 @@ def _read_tar(folder: Folder, found: Found, *, keep: bool) -> list[Sample]:
                     found.fault(f"comes after {last}: the keys are not in order", sample.key)
                 last = sample.key
                 ends.append(sample.end)
+                found.holes += sample.is_hole
                 _check_members(found, sample)
                 if keep:
                     samples.append(sample)
@@ -222,14 +230,15 @@ def _samples(found: Found, stream: _Hashing) -> Iterator[Sample]:
     current: Sample | None = None
     end = 0
     for member, text in scan(stream, _is_text):  # type: ignore[arg-type]
-        split = split_name(member.name)
+        gone = removed_key(member.name)
+        split = split_name(member.name) if gone is None else (gone, "")
         if split is None:
             continue
         key, extension = split
         if current is None or key != current.key:
             if current is not None:
                 yield current
-            current = Sample(key, end)
+            current = Sample(key, end, is_hole=gone is not None)
         if extension in current.members:
             found.fault(f"{member.name} is there twice", key)
         current.members[extension] = member
@@ -245,7 +254,7 @@ def _is_text(name: str) -> bool:
 
 
 def _check_members(found: Found, sample: Sample) -> None:
-    if found.ours:
+    if found.ours and not sample.is_hole:
         extensions = list(sample.members)
         if len(extensions) != 3 or extensions[0] not in IMAGES or extensions[1:] != ["txt", "json"]:
             found.fault(f"has the members {', '.join(extensions)}, not image, txt, json", sample.key)
@@ -274,7 +283,7 @@ def _check_sidecar(found: Found, data: bytes, samples: list[Sample], stats: dict
     if "by_status" in stats and stats["by_status"] != dict(told):
         found.fault(f"by status: {stats['by_status']} in the commit, {dict(told)} in the sidecar")
     columns = [name for name in ("key", "status", "caption", *_OFFSETS) if name in table.schema.names]
-    rows = [row for row in table.select(columns).to_pylist() if row["status"] == Status.SUCCESS]
+    rows = table.filter(in_tar(table)).select(columns).to_pylist()
     by_key = {sample.key: sample for sample in samples}
     lost = []
     for row in rows:
@@ -296,6 +305,8 @@ def _check_sidecar(found: Found, data: bytes, samples: list[Sample], stats: dict
 
 
 def _check_row(found: Found, row: dict[str, Any], sample: Sample) -> None:
+    if sample.is_hole != (row["status"] != Status.SUCCESS):
+        found.fault("was taken down in the tar or in the sidecar, and not in both", sample.key)
     caption, text = row.get("caption"), sample.texts.get("txt")
     if found.ours and not isinstance(caption, str | None):
         found.fault("its caption in the sidecar is no text", sample.key)

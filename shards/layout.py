@@ -20,6 +20,10 @@ STATS_SUFFIX = "_stats.json"
 SIGNATURES = "signatures"
 RETRY = "retry"
 """Folder in raw/ with the parts of rows that were tried again."""
+EARLIER_STATUS, EARLIER_REASON = "earlier_status", "earlier_reason"
+"""Columns of such a part: what the row ended as before."""
+TOMBSTONES = "tombstones"
+"""Folder in a corpus that says what was taken down."""
 ROW, SOURCE_KEY = "row", "source_key"
 """Columns that the plan and repack add to the input's own."""
 KEY_ROW_DIGITS = 4
@@ -78,6 +82,8 @@ class Reason(StrEnum):
     # dedup
     DUPLICATE_EXACT = "duplicate_exact"
     DUPLICATE_PERCEPTUAL = "duplicate_perceptual"
+    # a take-down
+    TAKEN_DOWN = "taken_down"
 
 
 SIDECAR = pa.schema(

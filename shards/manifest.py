@@ -9,6 +9,7 @@ from infra.config import Config, completed, differences, digest, essence
 from infra.errors import RunError, UserError
 from infra.logs import log
 from infra.storage import Folder
+from shards import tombstones
 from shards.layout import DEDUP, FINAL, FORMAT_VERSION, MANIFEST, PLAN, RAW, SIGNATURES
 from shards.writer import committed
 
@@ -60,9 +61,10 @@ class Manifest:
         An option that the record does not know, since it is younger, counts as set to its default there.
 
         Raises:
-            UserError: the stage was begun with another configuration (every difference is named), or the
-                stage before it is not done.
+            UserError: the stage was begun with another configuration (every difference is named), the
+                stage before it is not done, or a removal was interrupted.
         """
+        tombstones.check_none_is_open(self.folder)
         before = self._content["stages"].get(stage)
         if before is not None:
             found = differences(completed(before["config"], type(config)), essence(config))
@@ -83,6 +85,12 @@ class Manifest:
     def finish(self, stage: str, totals: dict[str, Any]) -> None:
         """Record that `stage` is done with these totals (`rows_in`, `by_status`, `by_reason`, ...)."""
         self._content["stages"][stage] |= {"done": True, "totals": totals}
+        self._save()
+
+    def amend(self, totals: dict[str, dict[str, Any]]) -> None:
+        """Record new totals of stages that are done."""
+        for stage, now in totals.items():
+            self._content["stages"][stage]["totals"] = now
         self._save()
 
     def reopen(self, stage: str, lost: Iterable[str] = ()) -> None:

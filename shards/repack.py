@@ -48,7 +48,8 @@ def repack(corpus: str, config: RepackConfig, cluster: ClusterConfig) -> dict[st
 
     Returns:
         Totals: `rows_in` (successes of raw), `by_status` (`success` and `filtered`, their sum is `rows_in`),
-        `by_reason` (of those filtered), `shards`, `samples`, `bytes` (of the tars).
+        `by_reason` (of those filtered), `shards`, `samples`, `bytes` (of the tars), and where samples were taken
+        down since the shards were laid out `holes`, the places that they keep.
 
     Raises:
         UserError: no corpus, dedup is not done, another configuration, another process at work on the corpus.
@@ -66,27 +67,32 @@ def repack(corpus: str, config: RepackConfig, cluster: ClusterConfig) -> dict[st
         (folder / FINAL).sweep_temporary()
         try:
             with session(cluster) as cores:
-                layout, removed = _laid_out(folder.url, raw, config, cores, cluster)
+                layout, removed, holes = _laid_out(folder.url, raw, config, cores, cluster)
                 _write_shards(folder.url, layout, cores, cluster)
         finally:
             (folder / FINAL).sweep_temporary()  # of workers that ended on the way
-        totals = _finished(folder / FINAL, layout, removed)
+        totals = _finished(folder / FINAL, layout, removed, holes)
         manifest.finish(FINAL, totals)
     return totals
 
 
 def _laid_out(
     corpus: str, names: list[str], config: RepackConfig, cores: int, cluster: ClusterConfig
-) -> tuple[Layout, Counter[str]]:
-    """Count the kept samples of the raw shards `names`, and lay the final shards out. Raises RunError."""
+) -> tuple[Layout, Counter[str], int]:
+    """Count the kept samples of the raw shards `names`, and lay the final shards out; some may be holes.
+
+    Raises RunError.
+    """
     folder = Folder(corpus)
     kept, digests = np.zeros(len(names), dtype=np.int64), [""] * len(names)
     removed: Counter[str] = Counter()
+    holes = 0
     with progress("repack: selecting", len(names), "shards") as meter:
         tasks = (("select", number, name) for number, name in enumerate(names))
         for (_, number, _), found in _selected(corpus, tasks, len(names), cores, cluster):
             kept[number], digests[number] = found["kept"], found["digest"]
             removed.update(found["removed"])
+            holes += found["holes"]
             meter.advance(kept=int(kept.sum()), removed=removed.total())
     listed = removed_count(folder)
     if removed.total() != listed:
@@ -96,7 +102,7 @@ def _laid_out(
         )
     essence = json.dumps([config.samples_per_shard, config.seed, names, digests]).encode()
     layout = Layout(names, kept.tolist(), config.samples_per_shard, config.seed, _hex(essence))
-    return layout, removed
+    return layout, removed, holes
 
 
 def _selected(
@@ -158,20 +164,21 @@ def _outcomes(
             failed.append(message)
 
 
-def _finished(final: Folder, layout: Layout, removed: Counter[str]) -> dict[str, Any]:
+def _finished(final: Folder, layout: Layout, removed: Counter[str], holes: int) -> dict[str, Any]:
     """Write the index and return the totals."""
     built = index.build(final)
     if built.samples != layout.samples:
         raise RunError(f"{final.url}: {built.samples} samples in the shards, {layout.samples} were kept")
     index.save(final, built)
+    kept = layout.samples - holes
     return {
-        "rows_in": layout.samples + removed.total(),
-        "by_status": {Status.SUCCESS.value: layout.samples, Status.FILTERED.value: removed.total()},
+        "rows_in": kept + removed.total(),
+        "by_status": {Status.SUCCESS.value: kept, Status.FILTERED.value: removed.total()},
         "by_reason": dict(sorted(removed.items())),
         "shards": len(built.shards),
-        "samples": built.samples,
+        "samples": kept,
         "bytes": built.tar_bytes,
-    }
+    } | ({"holes": holes} if holes else {})
 
 
 def _drop(final: Folder, name: str) -> None:

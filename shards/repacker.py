@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,18 @@ import pyarrow as pa
 
 from infra.errors import RunError, UserError
 from infra.storage import Folder
-from shards import index, sample
+from shards import index, sample, tombstones
 from shards.buffers import BufferPool
 from shards.kept import KeepList
-from shards.layout import FINAL, RAW, SOURCE_KEY, sample_key, shard_name
+from shards.layout import FINAL, RAW, SIDECAR, SOURCE_KEY, sample_key, shard_name
 from shards.order import Order
 from shards.reads import PATIENCE_S, Reader
 from shards.selection import Kept, select, sidecar
+from shards.tombstones import Removed
 from shards.writer import writing
 
+RawSample = tuple[dict[str, Any], bytes | None, str]
+"""Sidecar row, picture (None for one that was taken down) and its extension."""
 BLOCK_SAMPLES, WINDOW_BLOCKS = 256, 8
 """Reads of this many kept samples, moved about within windows of so many of them."""
 FEWEST_BLOCKS = 256
@@ -65,7 +68,8 @@ class Repacker:
     def __init__(self, corpus: str, layout: Layout | None = None) -> None:
         """Work on `corpus`; a worker that writes needs the layout."""
         self.corpus, self.layout = Folder(corpus), layout
-        self._raw = _RawShards(self.corpus)
+        self._taken = tombstones.all_removed(self.corpus)
+        self._raw = _RawShards(self.corpus, self._taken)
 
     def run(self, task: tuple[str, int, str]) -> dict[str, Any]:
         """Do `("select", number, raw shard)` or `("write", number, final shard)`.
@@ -75,8 +79,10 @@ class Repacker:
         """
         what, number, name = task
         if what == "select":
-            found = select(self.corpus, name)
-            return {"kept": len(found.rows), "digest": found.digest(), "removed": found.removed}
+            found = select(self.corpus, name, taken=self._taken)
+            return {
+                "kept": len(found.rows), "holes": found.holes, "digest": found.digest(), "removed": found.removed
+            }  # fmt: skip
         return self._write(number)
 
     def _write(self, number: int) -> dict[str, Any]:
@@ -86,23 +92,27 @@ class Repacker:
         more = {"layout": layout.digest}
         with writing(self.corpus / FINAL, shard_name(number), self._schema(layout), more) as writer:
             for row, (fields, image, extension) in enumerate(self._samples(layout, first, stop)):
-                key = sample_key(number, row)
-                writer.add(fields | {SOURCE_KEY: fields["key"], "key": key}, image, extension)
-        return {"successes": stop - first}
+                fields |= {SOURCE_KEY: fields["key"], "key": sample_key(number, row)}
+                if image is None:
+                    writer.add_hole(fields)
+                else:
+                    writer.add(fields, image, extension)
+            return {"successes": writer.stats()["successes"]}
 
     def _schema(self, layout: Layout) -> pa.Schema:
-        schema = sidecar(self.corpus, layout.names[0]).schema.remove_metadata()
+        told = sidecar(self.corpus, layout.names[0]).schema
+        schema = pa.schema([one if one.name in SIDECAR.names else one.with_nullable(True) for one in told])
         if SOURCE_KEY in schema.names:
             raise UserError(f"{self.corpus.url}: the input has a column '{SOURCE_KEY}'; rename it and plan again")
         return schema.append(pa.field(SOURCE_KEY, pa.string(), nullable=False))
 
-    def _samples(self, layout: Layout, first: int, stop: int) -> Iterator[tuple[dict[str, Any], bytes, str]]:
-        """Yield (sidecar row, image, extension) of samples `[first, stop)` of the final order.
+    def _samples(self, layout: Layout, first: int, stop: int) -> Iterator[RawSample]:
+        """Yield samples `[first, stop)` of the final order.
 
         Held in memory: the runs of one window, at most `BLOCK_SAMPLES * WINDOW_BLOCKS` samples.
         """
         starts = np.concatenate([[0], np.cumsum(layout.kept)])
-        held: OrderedDict[int, tuple[int, int, list[tuple[dict[str, Any], bytes, str]]]] = OrderedDict()
+        held: OrderedDict[int, tuple[int, int, list[RawSample]]] = OrderedDict()
         for step in layout.order().walk(0, first, stop):
             run, begin, number = int(step.run[0]), int(step.first[0]), int(step.sample[0])
             if run not in held:
@@ -111,11 +121,9 @@ class Repacker:
                 held[run] = (begin, int(step.until[0]), self._run(layout, starts, begin, int(step.stop[0])))
             yield held[run][2][number - begin]
 
-    def _run(
-        self, layout: Layout, starts: npt.NDArray[np.int64], first: int, stop: int
-    ) -> list[tuple[dict[str, Any], bytes, str]]:
+    def _run(self, layout: Layout, starts: npt.NDArray[np.int64], first: int, stop: int) -> list[RawSample]:
         """Read the kept samples `[first, stop)`, counted over all raw shards in their order."""
-        out = []
+        out: list[RawSample] = []
         while first < stop:
             place = int(np.searchsorted(starts, first, side="right")) - 1
             end = min(stop, int(starts[place + 1]))
@@ -128,12 +136,12 @@ class Repacker:
 class _RawShards:
     """Reads kept samples of raw shards; what was learnt of the last few shards is kept."""
 
-    def __init__(self, corpus: Folder) -> None:
-        self.corpus, self.folder, self._buffers = corpus, corpus / RAW, BufferPool()
+    def __init__(self, corpus: Folder, taken: Mapping[str, Removed] | None = None) -> None:
+        self.corpus, self.folder, self._buffers, self._taken = corpus, corpus / RAW, BufferPool(), taken
         self._learn = functools.lru_cache(maxsize=RAW_SHARDS_HELD)(self._learn_anew)
 
-    def samples(self, name: str, first: int, stop: int, expected: int) -> list[tuple[dict[str, Any], bytes, str]]:
-        """Return (sidecar row, image, extension) of kept samples `[first, stop)` of a raw shard.
+    def samples(self, name: str, first: int, stop: int, expected: int) -> list[RawSample]:
+        """Return kept samples `[first, stop)` of a raw shard.
 
         Where little lies between them it is one read; what lies between is not held.
 
@@ -143,15 +151,19 @@ class _RawShards:
         kept, table, reader = self._learn(name)
         if len(kept.rows) != expected:
             raise RunError(f"{self.folder.path(name)}: changed while repack was at work; run it again")
-        places = kept.places[first:stop].tolist()
-        bodies: list[bytes] = []
-        for piece in reader.read(places[0], places[-1] + 1):
+        places = kept.in_tar[first:stop].tolist()
+        there = [place for place in places if place >= 0]
+        bodies: dict[int, bytes] = {}
+        for piece in reader.read(there[0], there[-1] + 1) if there else ():
             if piece.fault is not None:
                 raise piece.fault
             end = piece.first + len(piece.ends)
-            bodies += [piece.sample(place) for place in places if piece.first <= place < end]
+            bodies |= {place: piece.sample(place) for place in there if piece.first <= place < end}
         rows = table.take(pa.array(kept.rows[first:stop])).to_pylist()
-        return [(row, *self._image(name, row, body)) for row, body in zip(rows, bodies, strict=True)]
+        return [
+            (row, None, "") if place < 0 else (row, *self._image(name, row, bodies[place]))
+            for row, place in zip(rows, places, strict=True)
+        ]
 
     def _image(self, name: str, row: dict[str, Any], data: bytes) -> tuple[bytes, str]:
         extension = row["member"].rsplit(".", 1)[-1]
@@ -168,11 +180,12 @@ class _RawShards:
 
     def _learn_anew(self, name: str) -> tuple[Kept, pa.Table, Reader]:
         one, table = index.build(self.folder, names=[name]), sidecar(self.corpus, name)
-        kept = select(self.corpus, name, table)
-        if one.samples != kept.successes:
+        kept = select(self.corpus, name, table, self._taken)
+        if one.samples != kept.tar_samples:
             raise RunError(
-                f"{self.folder.path(name)}.tar: {one.samples} samples where the sidecar has {kept.successes}; "
+                f"{self.folder.path(name)}.tar: {one.samples} samples where the sidecar has {kept.tar_samples}; "
                 "see `pairmill verify` for raw/, drop the shard and ingest it again"
             )
-        keep = KeepList(kept.places, one.samples) if len(kept.places) else None
+        there = kept.in_tar[kept.in_tar >= 0]
+        keep = KeepList(there, one.samples) if len(there) else None
         return kept, table, Reader(self.folder, one, PATIENCE_S, kept=keep, buffers=self._buffers)

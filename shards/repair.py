@@ -5,7 +5,7 @@ from __future__ import annotations
 from infra.lock import exclusive
 from infra.logs import log
 from infra.storage import Folder
-from shards import index
+from shards import index, tombstones
 from shards.check import Found, check_shard, read_commit
 from shards.layout import FINAL, INDEX, MANIFEST, RAW, STATS_SUFFIX, by_number
 from shards.manifest import COMMANDS, Manifest
@@ -24,7 +24,7 @@ def repair(report: VerifyReport) -> list[str]:
     The report may be older than what a writer did since: each shard is looked at again, alone with the folder.
 
     Raises:
-        UserError: another process is at work on the folder.
+        UserError: another process is at work on the folder, or a removal from its corpus was interrupted.
     """
     folder = Folder(report.folder)
     above = Folder(report.folder.rpartition("/")[0] or "/")
@@ -33,6 +33,8 @@ def repair(report: VerifyReport) -> list[str]:
     again = f"`pairmill {COMMANDS[stage]} {above.url}` makes it again" if is_stage else "make or fetch it again"
     done: list[str] = []
     with exclusive(above if is_stage else folder):
+        if is_stage:
+            tombstones.check_none_is_open(above)  # its shards may be torn only since it is not ended
         has_commits = bool(committed(folder))
         torn = [one for one in _named(report, "torn") if _is_torn(folder, one, has_commits)]
         dropped = [one for one in torn if _is_to_drop(folder, one, is_stage)]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import AvifImagePlugin, Image, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin
 
+from shards.placeholder import removed_key
 from shards.tar import BLOCK_BYTES, members, plain
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
@@ -101,6 +102,8 @@ def _any_sample(data: bytes) -> dict[str, Any]:
         raise BadSampleError(str(error)) from None
     sample: dict[str, Any] = {}
     for member in found:
+        if removed_key(member.name) is not None:
+            raise BadSampleError("it was taken down")
         split = split_name(member.name)
         if split is None:
             continue

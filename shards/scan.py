@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from infra.errors import UserError
 from infra.logs import log
 from infra.storage import Folder
+from shards.placeholder import removed_key
 from shards.sample import split_name
 from shards.tar import END, scan
 
@@ -24,7 +25,7 @@ def scan_ends(folder: Folder, name: str) -> npt.NDArray[np.int64]:
 
 
 def scan_samples(folder: Folder, name: str) -> Iterator[tuple[str, int]]:
-    """Yield the key of each sample of a tar and where it ends, from the headers alone.
+    """Yield the key of each sample of a tar and where it ends, from the headers alone; one taken down has its place.
 
     Raises:
         UserError: the tar is missing or damaged; the message names it and the byte.
@@ -34,7 +35,8 @@ def scan_samples(folder: Folder, name: str) -> Iterator[tuple[str, int]]:
     try:
         with folder.open(tar) as stream:
             for member, _ in scan(stream):
-                split = split_name(member.name)
+                gone = removed_key(member.name)
+                split = split_name(member.name) if gone is None else (gone, "")
                 if split is None:
                     continue
                 if split[0] != last and last:

@@ -33,6 +33,7 @@ from shards.order import (
 from shards.reading import Reading
 from shards.reads import PATIENCE_S, READ_TIMEOUT_S, Piece, Reader, UnreadableShardError
 from shards.state import check_place, checked
+from shards.taken import TakenSince
 
 Decode = Callable[[Sample], None]
 """Changes a sample in place; one for which it raises BadSampleError is a hole. `__key__`, `__index__` and its place
@@ -127,6 +128,7 @@ class ShardStream(Batches):
         self.decode, self.needs, self.skip_unreadable = decode, tuple(needs), skip_unreadable
         self.read_ahead_bytes, self.read_threads = read_ahead_bytes, read_threads
         self._reading = Reading(patience_s, read_timeout_s, cache_folder, cache_bytes)
+        self._taken = TakenSince(self.folder)
         self.index = load_or_scan(self.folder)
         self.kept = kept.of_folder(keep, self.folder, self.index)
         self.order = Order(
@@ -252,6 +254,7 @@ class ShardStream(Batches):
     def work(self, step: Step, pieces: list[Piece], reader: Reader, epochs: list[int] | None = None) -> Work:
         """Return what makes a step's samples of their pieces; `epochs` of each, where the step has several."""
         slots, numbers = step.slot.tolist(), step.sample.tolist()
+        self._taken.at_epoch(max(epochs, default=0) if epochs is not None else step.epoch, self.index)
 
         def take(first: int, stop: int) -> list[Sample]:
             samples = []
@@ -275,6 +278,8 @@ class ShardStream(Batches):
             if not self.skip_unreadable:
                 raise UnreadableShardError(str(piece.fault))
             raise one_sample.BadSampleError("its shard cannot be read")
+        if number in self._taken.numbers:
+            raise one_sample.BadSampleError("it was taken down")
         sample = one_sample.parse(piece.data, self.needs, *piece.place(number))
         sample["__url__"], sample["__index__"] = piece.url, number
         sample |= where

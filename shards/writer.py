@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from infra.storage import Folder
 from shards.layout import SIDECAR, STATS_SUFFIX, Status, by_number
+from shards.placeholder import placeholder
 from shards.tar import BLOCK_BYTES, END, header, padded
 
 ROWS_PER_GROUP = 10_000
@@ -31,6 +32,7 @@ class ShardWriter:
         told = [name for name in schema.names if name in _FACTS]
         self._facts = told + [name for name in schema.names if name not in SIDECAR.names]
         self.ends: list[int] = []
+        self._holes = 0
 
     def add(self, row: Mapping[str, Any], image: bytes | None = None, extension: str = "jpg") -> None:
         """Add a row in its order; a row of status `success` comes with its encoded `image`.
@@ -47,6 +49,14 @@ class ShardWriter:
         if image is not None:
             entry |= self._add_sample(row, image, extension)
         self._rows.append(entry)
+
+    def add_hole(self, row: Mapping[str, Any]) -> None:
+        """Add a row of reason `taken_down` that keeps a place among the samples; a placeholder lies there."""
+        start = self._at
+        self._write(placeholder(row["key"]))
+        self.ends.append(self._at)
+        self._rows.append(dict(row) | {"offset": start, "size": self._at - start})
+        self._holes += 1
 
     def sidecar(self) -> bytes:
         """Return the sidecar parquet's bytes for the rows added so far."""
@@ -74,7 +84,7 @@ class ShardWriter:
             "by_reason": dict(sorted(reasons.items())),
             "tar_bytes": self._at,
             "tar_sha256": self._digest.hexdigest(),
-        }
+        } | ({"holes": self._holes} if self._holes else {})
 
     def _add_sample(self, row: Mapping[str, Any], image: bytes, extension: str) -> dict[str, Any]:
         key, start = row["key"], self._at

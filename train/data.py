@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import webdataset as wds
@@ -22,8 +21,8 @@ from infra.logs import log
 from infra.storage import Folder
 from shards.device import on_device
 from shards.index import Shard, load_or_scan
-from shards.layout import Status
 from shards.loader import Loader
+from shards.placeholder import in_tar
 from shards.reads import Reader
 from shards.sample import BadSampleError, parse
 from shards.stream import ShardStream
@@ -220,8 +219,9 @@ def _captions_of_sidecar(folder: Folder, shard: Shard) -> list[str] | None:
         file = pq.ParquetFile(io.BytesIO(folder.read(name)))
         if not {"status", "caption"} <= set(file.schema_arrow.names):
             return None
-        table = file.read(columns=["status", "caption"])
-        texts = table.filter(pc.equal(table["status"], Status.SUCCESS.value))["caption"].cast(pa.string())
+        columns = ("status", "caption", "reason", "offset")
+        table = file.read(columns=[name for name in columns if name in file.schema_arrow.names])
+        texts = table.filter(in_tar(table))["caption"].cast(pa.string())
     except (FileNotFoundError, pa.ArrowException) as error:
         problem = " ".join(str(error).split())
         log.warning("%s: cannot be read (%s); captions are read from its tar", folder.path(name), problem)

@@ -21,7 +21,7 @@ TITLES = {
 }
 _COMMANDS = {PLAN: "plan", RAW: "ingest", DEDUP: "dedup", FINAL: "repack"}
 _UNDECODED = {Reason.NOT_AN_IMAGE, Reason.DECODE_ERROR, Reason.TOO_MANY_PIXELS}
-_REFUSED = {Reason.ROBOTS_TXT, Reason.OPT_OUT, Reason.TOO_SMALL, Reason.ASPECT}
+_REFUSED = {Reason.ROBOTS_TXT, Reason.OPT_OUT, Reason.TOO_SMALL, Reason.ASPECT, Reason.TAKEN_DOWN}
 KEPT, REJECTED = "kept", "rejected"
 
 

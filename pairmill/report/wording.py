@@ -41,6 +41,7 @@ REASONS = {
     "caption_too_long": "the caption is too long",
     "caption_file_name": "the caption is a file's name",
     "caption_boilerplate": "the caption says nothing of the picture",
+    "taken_down": "taken down: a tombstone names it",
     "duplicate_url": "the address came before",
     "duplicate_exact": "the same bytes as another sample",
     "duplicate_perceptual": "the same picture as another sample, encoded anew",

@@ -1,0 +1,114 @@
+"""Which samples of a corpus a list of what is to go names: every sidecar is looked through once."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from infra.errors import RunError
+from infra.storage import Folder
+from shards.barred import Barred, Entry, Kind
+from shards.layout import FINAL, RAW, SOURCE_KEY, Status, key_address, shard_name
+from shards.urls import digest_of
+
+COLUMNS = ("key", "status", "url", "final_url", "sha256", "phash", SOURCE_KEY)
+ShardOf = tuple[str, str]
+"""A stage with shards, and the name of one."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A sample that is to go: its stage, shard and key there, its `raw_key`, and which of the entries it is of.
+
+    `url` is its URL's digest (`shards.urls.digest_of`), `sha256` its body's, `phash` its PDQ hash.
+    """
+
+    stage: str
+    shard: str
+    key: str
+    raw_key: str
+    entry: int
+    url: str | None
+    sha256: str | None
+    phash: str | None
+
+
+class Matcher:
+    """Looks through one shard's sidecar after another; a Ray actor holds one."""
+
+    def __init__(self, corpus: str, entries: Sequence[Entry]) -> None:
+        self.corpus = Folder(corpus)
+        self.places = {entry: place for place, entry in reversed(list(enumerate(entries)))}
+        self.barred = Barred(entries)
+
+    def run(self, task: ShardOf) -> tuple[list[Match], int]:
+        """Return the samples of a shard that are to go, and how many of its samples have no PDQ hash."""
+        stage, shard = task
+        found, unhashed = [], 0
+        for row in samples(self.corpus / stage, shard):
+            unhashed += row["phash"] is None
+            raw_key = row.get(SOURCE_KEY) or row["key"]
+            entry = self._entry(raw_key, row)
+            if entry is not None:
+                digests = digest_of(row["url"]), row["sha256"], row["phash"]
+                found.append(Match(stage, shard, row["key"], raw_key, self.places[entry], *digests))
+        return found, unhashed
+
+    def _entry(self, raw_key: str, row: dict[str, Any]) -> Entry | None:
+        barred = self.barred
+        return (
+            barred.row(raw_key, row["url"])
+            or barred.url(row["final_url"])
+            or barred.body(row["sha256"])
+            or barred.picture(row["phash"])
+        )
+
+
+def samples(folder: Folder, shard: str) -> Iterator[dict[str, Any]]:
+    """Yield the samples of a shard as its sidecar has them, with the columns that tell who they are.
+
+    Raises:
+        RunError: the sidecar is missing or damaged.
+    """
+    table = _table(folder, shard, COLUMNS)
+    for batch in table.filter(pc.equal(table["status"], Status.SUCCESS.value)).to_batches():
+        yield from batch.to_pylist()
+
+
+def _table(folder: Folder, shard: str, columns: Sequence[str]) -> pa.Table:
+    name = f"{shard}.parquet"
+    try:
+        file = pq.ParquetFile(io.BytesIO(folder.read(name)))
+        return file.read(columns=[column for column in columns if column in file.schema_arrow.names])
+    except (FileNotFoundError, pa.ArrowException) as error:
+        problem = " ".join(str(error).split())
+        raise RunError(f"{folder.path(name)}: cannot be read ({problem}); see `pairmill verify {folder.url}`") from None
+
+
+def with_raw_keys(corpus: Folder, entries: Sequence[Entry], shards: Sequence[str]) -> list[Entry]:
+    """Return the entries, those of keys in `final/` turned into those of the raw keys they were made of.
+
+    One that names no sample there stays, and matches nothing.
+    """
+    wanted = {entry.value for entry in entries if entry.kind == Kind.FINAL}
+    raw_of: dict[str, str] = {}
+    for shard in sorted({shard_name(key_address(key)[0]) for key in wanted} & set(shards)):
+        rows = _table(corpus / FINAL, shard, ("key", SOURCE_KEY)).to_pylist()
+        raw_of |= {row["key"]: row[SOURCE_KEY] for row in rows if row["key"] in wanted}
+    return [
+        Entry(Kind.KEY, raw_of[entry.value], shown=entry.shown)
+        if entry.kind == Kind.FINAL and entry.value in raw_of
+        else entry
+        for entry in entries
+    ]
+
+
+def all_shards(raw: Sequence[str], final: Sequence[str]) -> list[ShardOf]:
+    """Return the tasks of a whole look."""
+    return [(RAW, shard) for shard in raw] + [(FINAL, shard) for shard in final]

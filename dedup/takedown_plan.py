@@ -1,0 +1,128 @@
+"""What a list comes to in a corpus: which samples go, and what the stages' totals are without them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dedup.spread import few_or_on_ray
+from dedup.takedown_match import Match, Matcher, all_shards, with_raw_keys
+from infra.cluster import ClusterConfig
+from infra.logs import progress
+from infra.storage import Folder
+from shards.barred import Entry, Kind
+from shards.layout import DEDUP, FINAL, RAW, REMOVED, Reason, Status
+from shards.manifest import Manifest
+from shards.selection import REMOVED_REASON_PREFIX, removed_of
+from shards.tombstones import Removed
+from shards.writer import committed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a list comes to in a corpus: the samples that go, entries that name none, samples without a PDQ hash.
+
+    `digests` are of the samples' bodies and pictures (SHA-256, PDQ hash), for who looks before anything goes.
+    """
+
+    entries: tuple[Entry, ...]
+    removed: tuple[Removed, ...]
+    methods: Mapping[str, str]
+    unmatched: tuple[str, ...]
+    unhashed: int
+    digests: Mapping[str, tuple[str | None, str | None]]
+
+
+def planned(folder: Folder, given: Sequence[Entry], cluster: ClusterConfig) -> Plan:
+    """Look through every sidecar for what the entries name. Raises RunError for one that cannot be read."""
+    final = committed(folder / FINAL)
+    entries = with_raw_keys(folder, given, final)
+    tasks = all_shards(committed(folder / RAW), final)
+    matches: list[Match] = []
+    unhashed = 0
+    with progress("remove: looking", len(tasks), "shards") as meter:
+        for _, (found, without) in few_or_on_ray(Matcher, (folder.url, entries), tasks, cluster):
+            matches += found
+            unhashed += without
+            meter.advance(1, samples=len(matches))
+    keys = sorted({one.raw_key for one in matches}, key=int)
+    methods = removed_of(folder, keys) if (folder / DEDUP).exists(REMOVED) else {}
+    removed = _removed(Manifest.existing(folder), entries, matches, methods)
+    named = {one.entry for one in matches}
+    return Plan(
+        tuple(dict.fromkeys(entry for entry in entries if entry.kind != Kind.FINAL)),
+        removed,
+        methods,
+        tuple(entry.shown for place, entry in enumerate(entries) if place not in named),
+        unhashed if any(entry.kind == Kind.PDQ for entry in entries) else 0,
+        {one.raw_key: (one.sha256, one.phash) for one in matches},
+    )
+
+
+def _removed(
+    manifest: Manifest, entries: Sequence[Entry], matches: Sequence[Match], methods: Mapping[str, str]
+) -> tuple[Removed, ...]:
+    """Return a record of each sample, by its key in `raw/`."""
+    stages: defaultdict[str, dict[str, Match]] = defaultdict(dict)
+    for match in matches:
+        stages[match.raw_key][match.stage] = match
+    is_being_laid_out = bool(manifest.config(FINAL)) and not manifest.is_done(FINAL)
+    found = []
+    for key in sorted(stages, key=int):
+        raw, final = stages[key].get(RAW), stages[key].get(FINAL)
+        one = next(iter(stages[key].values()))
+        found.append(
+            Removed(
+                key=key,
+                shard=raw.shard if raw else None,
+                final=final.key if final else None,
+                placed=final is not None or (is_being_laid_out and key not in methods),
+                url=one.url,
+                sha256=one.sha256,
+                matched=str(entries[one.entry]),
+            )
+        )
+    return tuple(found)
+
+
+def totals_after(manifest: Manifest, plan: Plan) -> dict[str, dict[str, Any]]:
+    """Return the totals of the stages that are done, as they are without what goes.
+
+    In `raw/` the rows count as filtered; the stages after it have never had them in.
+    """
+    gone, final = len(plan.removed), sum(one.final is not None for one in plan.removed)
+    duplicates = Counter(
+        REMOVED_REASON_PREFIX + plan.methods[one.key] for one in plan.removed if one.key in plan.methods
+    )
+    found: dict[str, dict[str, Any]] = {}
+    for stage in (RAW, DEDUP, FINAL):
+        totals = manifest.totals(stage)
+        if not manifest.is_done(stage) or "by_status" not in totals:
+            continue
+        if stage == RAW:
+            totals |= _moved(totals, gone, -gone, Counter({Reason.TAKEN_DOWN.value: -gone}))
+        else:
+            kept = final if stage == FINAL else gone - duplicates.total()
+            totals["rows_in"] -= kept + duplicates.total()
+            totals |= _moved(totals, kept, duplicates.total(), duplicates)
+        for name, less in (("kept", gone - duplicates.total()), ("removed", duplicates.total()), ("samples", final)):
+            if name in totals:
+                totals[name] -= less
+        if stage == FINAL and final:
+            totals["holes"] = totals.get("holes", 0) + final
+        found[stage] = totals
+    return found
+
+
+def _moved(totals: Mapping[str, Any], kept: int, filtered: int, reasons: Mapping[str, int]) -> dict[str, Any]:
+    """Return `by_status` and `by_reason` of totals with so many fewer samples, and rows filtered."""
+    statuses = Counter(totals["by_status"])
+    statuses.subtract({Status.SUCCESS.value: kept, Status.FILTERED.value: filtered})
+    by_reason = Counter(totals.get("by_reason", {}))
+    by_reason.subtract(reasons)
+    return {
+        name: {one: count for one, count in sorted(counts.items()) if count}
+        for name, counts in (("by_status", statuses), ("by_reason", by_reason))
+    }
