@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from dedup.spread import few_or_on_ray
-from dedup.takedown_match import Match, Matcher, all_shards, with_raw_keys
+from dedup.takedown_match import Match, Matcher, ShardOf, all_shards, with_raw_keys
 from infra.cluster import ClusterConfig
 from infra.logs import progress
 from infra.storage import Folder
 from shards.barred import Entry, Kind
-from shards.layout import DEDUP, FINAL, RAW, REMOVED, Reason, Status
+from shards.layout import DEDUP, FINAL, RAW, REMOVED, RETRY, Reason, Status, key_address, part_number, shard_name
 from shards.manifest import Manifest
 from shards.selection import REMOVED_REASON_PREFIX, removed_of
 from shards.tombstones import Removed
@@ -39,17 +44,16 @@ def planned(folder: Folder, given: Sequence[Entry], cluster: ClusterConfig) -> P
     """Look through every sidecar for what the entries name. Raises RunError for one that cannot be read."""
     final = committed(folder / FINAL)
     entries = with_raw_keys(folder, given, final)
-    tasks = all_shards(committed(folder / RAW), final)
-    matches: list[Match] = []
-    unhashed = 0
-    with progress("remove: looking", len(tasks), "shards") as meter:
-        for _, (found, without) in few_or_on_ray(Matcher, (folder.url, entries), tasks, cluster):
-            matches += found
-            unhashed += without
-            meter.advance(1, samples=len(matches))
+    matches, unhashed = _found(folder, entries, all_shards(committed(folder / RAW), final), cluster)
     keys = sorted({one.raw_key for one in matches}, key=int)
-    methods = removed_of(folder, keys) if (folder / DEDUP).exists(REMOVED) else {}
-    removed = _removed(Manifest.existing(folder), entries, matches, methods)
+    copies = _copies(folder, keys)
+    # In `final/` they have no place: were they left, the next dedup would bring the picture back by one of them.
+    also, _ = _found(folder, [Entry(Kind.KEY, key) for key in copies], _shards_of(folder, copies), cluster)
+    methods = removed_of(folder, sorted({*keys, *copies})) if (folder / DEDUP).exists(REMOVED) else {}
+    manifest = Manifest.existing(folder)
+    told = {one.raw_key: str(entries[one.entry]) for one in matches}
+    told |= {one.raw_key: f"duplicate of {copies[one.raw_key]}, {told[copies[one.raw_key]]}" for one in also}
+    removed = _removed(manifest, [*matches, *also], methods, told)
     named = {one.entry for one in matches}
     return Plan(
         tuple(dict.fromkeys(entry for entry in entries if entry.kind != Kind.FINAL)),
@@ -57,14 +61,50 @@ def planned(folder: Folder, given: Sequence[Entry], cluster: ClusterConfig) -> P
         methods,
         tuple(entry.shown for place, entry in enumerate(entries) if place not in named),
         unhashed if any(entry.kind == Kind.PDQ for entry in entries) else 0,
-        {one.raw_key: (one.sha256, one.phash) for one in matches},
+        {one.raw_key: (one.sha256, one.phash) for one in (*matches, *also)},
     )
 
 
+def _found(
+    folder: Folder, entries: Sequence[Entry], tasks: Sequence[ShardOf], cluster: ClusterConfig
+) -> tuple[list[Match], int]:
+    matches: list[Match] = []
+    unhashed = 0
+    if not entries or not tasks:
+        return matches, unhashed
+    with progress("remove: looking", len(tasks), "shards") as meter:
+        for _, (found, without) in few_or_on_ray(Matcher, (folder.url, entries), tasks, cluster):
+            matches += found
+            unhashed += without
+            meter.advance(1, samples=len(matches))
+    return matches, unhashed
+
+
+def _copies(folder: Folder, keys: Sequence[str]) -> dict[str, str]:
+    """Return the samples that dedup set aside for one of `keys`, with that one, by key."""
+    place = folder / DEDUP
+    if not keys or not place.exists(REMOVED):
+        return {}
+    table = pq.read_table(io.BytesIO(place.read(REMOVED)), columns=["key", "kept_key"])
+    wanted = pa.array(keys, pa.string())
+    is_copy = pc.and_(pc.is_in(table["kept_key"], wanted), pc.invert(pc.is_in(table["key"], wanted)))
+    found = table.filter(is_copy)
+    return dict(zip(found["key"].to_pylist(), found["kept_key"].to_pylist(), strict=True))
+
+
+def _shards_of(folder: Folder, keys: Iterable[str]) -> list[ShardOf]:
+    """Return the raw shards that may hold the samples of these keys: their own, and those of retries."""
+    numbers = {key_address(key)[0] for key in keys}
+    if numbers:
+        numbers |= {part_number(name) for name in (folder / RAW / RETRY).names(".parquet")}
+    there = set(committed(folder / RAW))
+    return [(RAW, name) for name in map(shard_name, sorted(numbers)) if name in there]
+
+
 def _removed(
-    manifest: Manifest, entries: Sequence[Entry], matches: Sequence[Match], methods: Mapping[str, str]
+    manifest: Manifest, matches: Sequence[Match], methods: Mapping[str, str], told: Mapping[str, str]
 ) -> tuple[Removed, ...]:
-    """Return a record of each sample, by its key in `raw/`."""
+    """Return a record of each sample, by its key in `raw/`; `told` is what it matched."""
     stages: defaultdict[str, dict[str, Match]] = defaultdict(dict)
     for match in matches:
         stages[match.raw_key][match.stage] = match
@@ -81,7 +121,7 @@ def _removed(
                 placed=final is not None or (is_being_laid_out and key not in methods),
                 url=one.url,
                 sha256=one.sha256,
-                matched=str(entries[one.entry]),
+                matched=told[key],
             )
         )
     return tuple(found)

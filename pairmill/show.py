@@ -76,7 +76,10 @@ def verify(result: dict[str, Any]) -> None:
     """Show what was mended, what was checked, and every fault."""
     for line in result.get("repaired", ()):
         console.print(f"[yellow]repaired[/] {line}", highlight=False)
-    console.print(f"{result['folder']}: {_number(result['shards'])} shards, {_number(result['samples'])} samples")
+    holes = f", {_number(result['holes'])} of them taken down" if result.get("holes") else ""
+    console.print(
+        f"{result['folder']}: {_number(result['shards'])} shards, {_number(result['samples'])} samples{holes}"
+    )
     for fault in result["faults"]:
         where = " ".join(filter(None, (fault["shard"], fault["key"]))) or "the folder"
         # soft_wrap: a line of its own for every fault, for those who look for one with grep; escaped: names are data.

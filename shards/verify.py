@@ -25,11 +25,12 @@ __all__ = ["Fault", "VerifyReport", "verify"]
 
 @dataclass
 class VerifyReport:
-    """What `verify` found: how much was read, and every fault."""
+    """What `verify` found: how much was read, and every fault. Of the `samples`, `holes` were taken down."""
 
     folder: str
     shards: int = 0
     samples: int = 0
+    holes: int = 0
     bytes: int = 0
     quick: bool = False
     faults: list[Fault] = field(default_factory=list)
@@ -40,10 +41,11 @@ class VerifyReport:
         return not self.faults
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as plain values: `shards`, `samples`, `bytes`, `quick`, `faults`."""
+        """Return the report as plain values: `shards`, `samples`, `holes`, `bytes`, `quick`, `faults`."""
         return {
             "shards": self.shards,
             "samples": self.samples,
+            "holes": self.holes,
             "bytes": self.bytes,
             "quick": self.quick,
             "faults": [vars(fault) for fault in self.faults],
@@ -73,6 +75,7 @@ def verify(folder: str | Folder, quick: bool = False) -> VerifyReport:
         for shard in pool.map(lambda name: check_shard(place, name, quick), names):
             found.append(shard)
             report.faults += shard.faults
+            report.holes += shard.holes
             report.samples, report.bytes = report.samples + shard.samples, report.bytes + shard.tar_bytes
             meter.advance(samples=report.samples, faults=len(report.faults))
     report.shards = len(names)

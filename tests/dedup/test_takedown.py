@@ -172,6 +172,42 @@ def test_the_accounting_adds_up_in_every_stage(corpus: Folder, listed: Listed) -
     assert pq.read_table(io.BytesIO((corpus / DEDUP).read(REMOVED))).num_rows == 0
 
 
+def test_what_dedup_set_aside_for_it_goes_with_it(corpus: Folder, listed: Listed) -> None:
+    (row,) = pq.read_table(io.BytesIO((corpus / DEDUP).read(REMOVED))).to_pylist()
+    where = listed(f"key {row['kept_key']}")
+    assert {one["key"] for one in remove(corpus.url, where, LOCAL, dry_run=True)["going"]} == {
+        row["key"], row["kept_key"],
+    }  # fmt: skip
+    remove(corpus.url, where, LOCAL)
+    told = tombstones.all_removed(corpus)
+    assert told[row["key"]].matched == f"duplicate of {row['kept_key']}, key {row['kept_key']}"
+    assert (told[row["key"]].placed, told[row["kept_key"]].placed) == (False, True)
+    final = Manifest.existing(corpus).totals(FINAL)
+    assert (final["rows_in"], final["by_status"], final["holes"]) == (53, {"success": 53}, 1)
+    assert all(verify(corpus / stage).ok for stage in (RAW, FINAL))
+
+
+def test_one_that_dedup_set_aside_goes_alone(corpus: Folder, listed: Listed) -> None:
+    (row,) = pq.read_table(io.BytesIO((corpus / DEDUP).read(REMOVED))).to_pylist()
+    before = {name: digest for name, digest in digests(corpus).items() if name.startswith("final/")}
+    remove(corpus.url, listed(f"key {row['key']}"), LOCAL)
+    assert gone(corpus) == {row["key"]}
+    assert {name: digest for name, digest in digests(corpus).items() if name.startswith("final/")} == before
+
+
+def test_a_corpus_on_an_object_store(finished_once: Path, s3_url: str, listed: Listed) -> None:
+    corpus, here = Folder(s3_url), Folder(finished_once)
+    for stage in ("", *STAGES):
+        for name in (here / stage if stage else here).names():
+            if not name.startswith("."):
+                (corpus / stage if stage else corpus).write(name, (here / stage if stage else here).read(name))
+    before = digests(corpus)
+    remove(corpus.url, listed("key 000020005"), LOCAL)
+    assert gone(corpus) == {"000020005"}
+    assert all(verify(corpus / stage).ok for stage in (RAW, FINAL))
+    assert sum(digest != before[name] for name, digest in digests(corpus).items()) == 10
+
+
 def test_a_dry_run_lists_and_changes_nothing(corpus: Folder, listed: Listed) -> None:
     before = digests(corpus)
     told, _ = row_of(2, 5)
