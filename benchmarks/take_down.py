@@ -126,13 +126,16 @@ def _interrupted(corpus: Path, whole: Path, listed: Path) -> dict[str, Any]:
     """Kill the command when half of the raw shards are done, give it again, and compare with the one not killed."""
     half = sum(1 for _ in (corpus / RAW).glob("*_stats.json")) // 2
     started = time.time()
-    process = subprocess.Popen([*COMMAND, str(corpus), "--list", str(listed)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*COMMAND, str(corpus), "--list", str(listed)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     done = 0
     while process.poll() is None and done < half:
         time.sleep(0.3)
         done = sum(path.stat().st_mtime > started for path in (corpus / RAW).glob("*_stats.json"))
-    for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-        one.send_signal(signal.SIGKILL)
+    if process.poll() is None:
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+            one.send_signal(signal.SIGKILL)
     process.wait()
     _run(corpus, listed)
     return {

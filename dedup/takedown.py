@@ -133,7 +133,7 @@ def _result(plan: Plan, tombstone: Tombstone | None, ended: Tombstone | None = N
         "samples": len(removed),
         "shards": {
             RAW: len({one.shard for one in removed if one.shard is not None}),
-            FINAL: len({one.final[:-4] for one in removed if one.final is not None}),
+            FINAL: len({one.final_shard for one in removed if one.final is not None}),
         },
         "unmatched": list(plan.unmatched) if ended is None else [],
         "unhashed": plan.unhashed,
@@ -145,7 +145,7 @@ def _going(plan: Plan) -> list[dict[str, Any]]:
     return [
         {
             "key": one.key, "raw_shard": one.shard, "final_key": one.final,
-            "final_shard": one.final[:-4] if one.final else None, "matched": one.matched,
+            "final_shard": one.final_shard, "matched": one.matched,
             "sha256": plan.digests[one.key][0], "phash": plan.digests[one.key][1],
         }
         for one in plan.removed

@@ -57,8 +57,8 @@ def tasks_of(corpus: Folder, tombstone: Tombstone) -> list[Task]:
     for one in tombstone.removed:
         if one.shard in raw and one.key not in keys[RAW, one.shard]:
             keys[RAW, one.shard].append(one.key)
-        if one.final is not None and one.final[:-4] in final:
-            keys[FINAL, one.final[:-4]].append(one.final)
+        if one.final is not None and one.final_shard in final:
+            keys[FINAL, one.final_shard].append(one.final)
     return [(stage, name, tuple(some)) for (stage, name), some in sorted(keys.items()) if some]
 
 

@@ -22,6 +22,7 @@ class TakenSince:
         self._above = above if self.stage in (RAW, FINAL) and above else None
         self.numbers: frozenset[int] = frozenset()
         self._epoch: int | None = None
+        self._seen: frozenset[str] = frozenset()
         self._seen = frozenset(self._done())
 
     def at_epoch(self, epoch: int, index: Index) -> None:
@@ -46,4 +47,4 @@ class TakenSince:
             return (Folder(self._above) / TOMBSTONES).names(DONE_SUFFIX)
         except storage_failures() as error:
             log.warning("%s/%s: cannot be looked at (%s)", self._above, TOMBSTONES, " ".join(str(error).split()))
-            return list(self._seen) if hasattr(self, "_seen") else []
+            return list(self._seen)

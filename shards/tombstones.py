@@ -14,7 +14,7 @@ from typing import Any
 from infra.errors import RunError, UserError
 from infra.storage import Folder
 from shards.barred import Barred, Entry, Kind
-from shards.layout import TOMBSTONES
+from shards.layout import TOMBSTONES, key_address, shard_name
 
 SUFFIX, DONE_SUFFIX = ".jsonl", "_done.json"
 
@@ -34,6 +34,11 @@ class Removed:
     url: str | None
     sha256: str | None
     matched: str
+
+    @property
+    def final_shard(self) -> str | None:
+        """The shard of `final/` it lay in."""
+        return None if self.final is None else shard_name(key_address(self.final)[0])
 
 
 @dataclass(frozen=True)
