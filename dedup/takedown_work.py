@@ -90,7 +90,7 @@ def _scrub_part(corpus: Folder, name: str, keys: Sequence[str]) -> None:
     """Have a part of the plan, or of a pass over failed rows, keep nothing of these rows but their keys."""
     folder = corpus / PLAN if (corpus / PLAN).exists(name) else corpus / RAW / RETRY
     also_kept = () if folder.url.endswith(f"/{PLAN}") else (EARLIER_STATUS, EARLIER_REASON)
-    table = pq.read_table(io.BytesIO(folder.read(name)))
+    table = pq.ParquetFile(io.BytesIO(folder.read(name))).read()
     rows = pc.is_in(table["key"], pa.array(keys, pa.string())).to_numpy()
     after = scrub(table, rows, also_kept)
     if not after.equals(table):

@@ -91,7 +91,7 @@ def _commit(folder: Folder, name: str) -> dict[str, Any]:
 
 def _sidecar(folder: Folder, name: str) -> pa.Table:
     try:
-        return pq.read_table(io.BytesIO(folder.read(f"{name}.parquet")))
+        return pq.ParquetFile(io.BytesIO(folder.read(f"{name}.parquet"))).read()
     except (FileNotFoundError, pa.ArrowException) as error:
         raise _damaged(folder, name, f"its sidecar cannot be read ({' '.join(str(error).split())})") from None
 
