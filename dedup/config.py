@@ -6,10 +6,29 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from infra.config import Config
+from infra.config import Config, knob
 
 Keep = Literal["resolution", "caption", "first", "source"]
 Unit = Literal["image", "pair"]
+
+
+class SemanticConfig(Config):
+    """Which samples show the same thing by their embeddings."""
+
+    embeddings: str | None = Field(
+        None,
+        description="folder or URL of what `pairmill embed` wrote of raw/ or final/, or one such parquet file; samples "
+        "with close embeddings are found with it, and not without",
+    )
+    threshold: float = Field(0.95, ge=0, le=1, description="least cosine of two embeddings of one thing, 0 to 1")
+    clusters: int = Field(0, ge=0, description="clusters of k-means; 0: the square root of the number of embeddings")
+    neighbours: int = Field(
+        6,
+        ge=0,
+        description="nearest clusters that an embedding is compared with, beside its own; more miss fewer pairs",
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of k-means")
+    block: int = knob(2048, "embeddings compared with as many others at a time", ge=1, le=65_536)
 
 
 class DedupConfig(Config):
