@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,8 @@ Indices = npt.NDArray[np.int64]
 SameLook = Callable[[Indices, Indices], npt.NDArray[np.bool_]]
 """Tells of samples `[P]` and samples `[P]` which of them, pair by pair, look the same."""
 
-_NOBODY = -1
+NOBODY = -1
+"""In the place of the sample that one goes for: it stays."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Removals:
     is_exact: npt.NDArray[np.bool_]  # [N]
     distance: npt.NDArray[np.int32]  # [N], in bits
     component: Indices  # [N], the lowest sample of it
+    cosine: npt.NDArray[np.float32]  # [N], of the embeddings; NaN but for those that go by them
 
 
 def rank(signatures: Signatures, config: DedupConfig) -> Indices:
@@ -140,32 +143,46 @@ def choose(body_leader: Indices, followers: Pairs, near: Pairs, place: Indices, 
         same: looks at a follower again whose leader goes for another.
     """
     size = len(place)
-    kept, distance = np.full(size, _NOBODY), np.zeros(size, np.int32)
-    _settle_leaders(near, place, kept, distance)
+    kept, distance = np.full(size, NOBODY), np.zeros(size, np.int32)
+    by = settle(near[:, 0], near[:, 1], near[:, 2], place, kept)
+    gone = np.flatnonzero(by != NOBODY)
+    distance[gone] = near[by[gone], 2]
     for leader, follower in followers.tolist():
         stays = int(kept[leader])
-        if stays == _NOBODY:
+        if stays == NOBODY:
             kept[follower] = leader
         elif same(np.asarray([stays]), np.asarray([follower]))[0]:
             kept[follower], distance[follower] = stays, distance[leader]
     copies = np.flatnonzero(body_leader != np.arange(size))
     of = body_leader[copies]
     is_exact = np.zeros(size, bool)
-    is_exact[copies] = kept[of] == _NOBODY
+    is_exact[copies] = kept[of] == NOBODY
     distance[copies] = distance[of]
     kept[copies] = np.where(is_exact[copies], of, kept[of])
     first = np.concatenate([copies, followers[:, 0], near[:, 0]])
     second = np.concatenate([of, followers[:, 1], near[:, 1]])
-    return Removals(kept, is_exact, distance, components(size, [(first, second)]))
+    joined = components(size, [(first, second)])
+    return Removals(kept, is_exact, distance, joined, np.full(size, np.nan, np.float32))
 
 
-def _settle_leaders(near: Pairs, place: Indices, kept: Indices, distance: npt.NDArray[np.int32]) -> None:
-    """Best first: a leader linked to a better one that stays goes for the closest of those, others stay."""
-    swap = place[near[:, 0]] > place[near[:, 1]]
-    better = np.where(swap, near[:, 1], near[:, 0])
-    worse = np.where(swap, near[:, 0], near[:, 1])
-    order = np.lexsort((place[better], near[:, 2], place[worse]))
+def settle(first: Indices, second: Indices, gap: npt.NDArray[Any], place: Indices, kept: Indices) -> Indices:
+    """Best first: a sample linked to a better one that stays goes for the closest of those, others stay.
+
+    Args:
+        first, second: `[L]`, samples that are linked.
+        gap: `[L]`, how far apart they are.
+        place: `[N]`, the rank.
+        kept: `[N]`, whom each goes for; filled in for those that go.
+
+    Returns:
+        `[N]`, the link by which each of them went, -1 for the others.
+    """
+    swap = place[first] > place[second]
+    better, worse = np.where(swap, second, first), np.where(swap, first, second)
+    by = np.full(len(place), NOBODY, np.int64)
+    order = np.lexsort((place[better], gap, place[worse]))
     for link in order.tolist():
         sample, other = int(worse[link]), int(better[link])
-        if kept[sample] == _NOBODY and kept[other] == _NOBODY:
-            kept[sample], distance[sample] = other, near[link, 2]
+        if kept[sample] == NOBODY and kept[other] == NOBODY:
+            kept[sample], by[sample] = other, link
+    return by

@@ -74,6 +74,7 @@ class DedupConfig(Config):
     sources: tuple[str, ...] = Field(
         (), description="values of that column in the order of preference; all others come after them"
     )
+    semantic: SemanticConfig = Field(SemanticConfig(), description="samples with close embeddings")
 
     @model_validator(mode="after")
     def _sources_go_together(self) -> DedupConfig:

@@ -14,7 +14,11 @@ import pyarrow.parquet as pq
 
 from dedup import choose, confirm
 from dedup.config import DedupConfig
+from dedup.embeddings import Embeddings
+from dedup.embeddings import load as load_embeddings
 from dedup.exact import same_body
+from dedup.hamming import BITS, distances
+from dedup.near_embeddings import remove_near
 from dedup.perceptual import near_hashes
 from dedup.signature import Signatures, SignatureWriter, load
 from dedup.spread import here, on_ray
@@ -26,14 +30,15 @@ from infra.storage import Folder
 from shards.layout import DEDUP, RAW, REMOVED, SIGNATURES, Reason, Status
 from shards.manifest import Manifest
 
-EXACT, PERCEPTUAL = "exact", "perceptual"
+EXACT, PERCEPTUAL, SEMANTIC = "exact", "perceptual", "semantic"
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("kept_key", pa.string(), nullable=False),
-        pa.field("method", pa.string(), nullable=False),  # `exact` or `perceptual`
-        pa.field("distance", pa.int32(), nullable=False),  # of the two PDQ hashes, in bits
+        pa.field("method", pa.string(), nullable=False),  # `exact`, `perceptual` or `semantic`
+        pa.field("distance", pa.int32(), nullable=False),  # of the two PDQ hashes, in bits; 256 without one
         pa.field("component", pa.int64(), nullable=False),  # the lowest key in it, as a number
+        pa.field("cosine", pa.float32()),  # of the two embeddings; null but for `semantic`
     ]
 )
 FEW_PICTURES = 5_000
@@ -50,10 +55,12 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str,
     Returns:
         `rows_in` (the raw samples) = `kept` + `removed`, `by_status`, `by_reason`, `components` (of two
         samples or more), `largest_component` (in samples), `unhashed` (samples whose picture is too flat to
-        have a hash that tells anything, compared by body alone).
+        have a hash that tells anything, compared by body alone); where embeddings are given `unembedded`
+        (samples that have none).
 
     Raises:
-        UserError: `ingest` is not finished, another configuration, another process at work on the corpus.
+        UserError: `ingest` is not finished, another configuration, another process at work on the corpus,
+            embeddings that are missing or not sound, or faiss is.
         RunError: a raw shard cannot be read.
     """
     folder = Folder(corpus)
@@ -70,12 +77,15 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str,
         shards = manifest.shards(RAW)
         _write_signatures(folder, shards, config, cluster)
         signatures = load(folder.url, shards, config.source_column)
-        removals = _removals(folder, signatures, config, cluster)
+        embeddings = (
+            load_embeddings(config.semantic.embeddings, signatures.keys) if config.semantic.embeddings else None
+        )
+        removals = _removals(folder, signatures, embeddings, config, cluster)
         table = _table(signatures, removals)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         (folder / DEDUP).write(REMOVED, buffer.getvalue())
-        totals = _totals(signatures, removals, config)
+        totals = _totals(signatures, removals, embeddings, config)
         manifest.finish(DEDUP, totals)
     for reason, count in totals["by_reason"].items():
         metrics.rows().inc(count, tags={"stage": DEDUP, "status": Status.FILTERED.value, "reason": reason})
@@ -93,7 +103,13 @@ def _write_signatures(folder: Folder, shards: Sequence[str], config: DedupConfig
             meter.advance(1, samples=samples)
 
 
-def _removals(folder: Folder, signatures: Signatures, config: DedupConfig, cluster: ClusterConfig) -> choose.Removals:
+def _removals(
+    folder: Folder,
+    signatures: Signatures,
+    embeddings: Embeddings | None,
+    config: DedupConfig,
+    cluster: ClusterConfig,
+) -> choose.Removals:
     place = choose.rank(signatures, config)
     leader = same_body(signatures, place, config.unit) if config.exact else np.arange(len(signatures))
     hashed = config.perceptual & (leader == np.arange(len(signatures))) & (signatures.quality >= config.min_quality)
@@ -105,7 +121,8 @@ def _removals(folder: Folder, signatures: Signatures, config: DedupConfig, clust
     same = _same_caption_too(signatures, look) if config.unit == "pair" else look
     leaders, followers = choose.link_equal_hashes(groups, same)
     links = choose.link_near_hashes(leaders, pairs, same, _PAIRS_PER_LOOK)
-    return choose.choose(leader, followers, links, place, same)
+    removals = choose.choose(leader, followers, links, place, same)
+    return removals if embeddings is None else remove_near(removals, embeddings, place, config.semantic)
 
 
 def _always(first: choose.Indices, second: choose.Indices) -> npt.NDArray[np.bool_]:
@@ -158,27 +175,37 @@ def _places(signatures: Signatures, samples: choose.Indices) -> tuple[tuple[int,
 
 def _table(signatures: Signatures, removals: choose.Removals) -> pa.Table:
     gone = np.flatnonzero(removals.kept >= 0)
+    kept, cosine = removals.kept[gone], removals.cosine[gone]
+    is_semantic = ~np.isnan(cosine)
+    is_hashed = (signatures.quality[gone] >= 0) & (signatures.quality[kept] >= 0)
+    bits = np.where(is_hashed, distances(signatures.phash[gone], signatures.phash[kept]), BITS)
+    methods = np.where(is_semantic, SEMANTIC, np.where(removals.is_exact[gone], EXACT, PERCEPTUAL))
     columns = {
         "key": pa.array(signatures.keys[gone].tolist(), pa.string()),
-        "kept_key": pa.array(signatures.keys[removals.kept[gone]].tolist(), pa.string()),
-        "method": pa.array([EXACT if exact else PERCEPTUAL for exact in removals.is_exact[gone]], pa.string()),
-        "distance": pa.array(removals.distance[gone], pa.int32()),
+        "kept_key": pa.array(signatures.keys[kept].tolist(), pa.string()),
+        "method": pa.array(methods.tolist(), pa.string()),
+        "distance": pa.array(np.where(is_semantic, bits, removals.distance[gone]), pa.int32()),
         "component": pa.array([int(key) for key in signatures.keys[removals.component[gone]].tolist()], pa.int64()),
+        "cosine": pa.array(np.minimum(cosine, np.float32(1)), pa.float32(), mask=~is_semantic),
     }
     return pa.table(columns, schema=SCHEMA)
 
 
-def _totals(signatures: Signatures, removals: choose.Removals, config: DedupConfig) -> dict[str, Any]:
-    gone = removals.kept >= 0
+def _totals(
+    signatures: Signatures, removals: choose.Removals, embeddings: Embeddings | None, config: DedupConfig
+) -> dict[str, Any]:
+    gone, is_semantic = removals.kept >= 0, ~np.isnan(removals.cosine)
     removed, rows = int(gone.sum()), len(signatures)
     reasons = Counter(
         {
             Reason.DUPLICATE_EXACT.value: int(removals.is_exact[gone].sum()),
-            Reason.DUPLICATE_PERCEPTUAL.value: int((~removals.is_exact[gone]).sum()),
+            Reason.DUPLICATE_PERCEPTUAL.value: int((gone & ~removals.is_exact & ~is_semantic).sum()),
+            Reason.DUPLICATE_SEMANTIC.value: int(is_semantic.sum()),
         }
     )
     sizes = np.bincount(removals.component, minlength=1) if rows else np.zeros(1, np.int64)
     statuses = {Status.SUCCESS.value: rows - removed, Status.FILTERED.value: removed}
+    unembedded = {} if embeddings is None else {"unembedded": int((~embeddings.has).sum())}
     return {
         "rows_in": rows,
         "kept": rows - removed,
@@ -188,4 +215,5 @@ def _totals(signatures: Signatures, removals: choose.Removals, config: DedupConf
         "components": int((sizes > 1).sum()),
         "largest_component": int(sizes.max()),
         "unhashed": int((signatures.quality < config.min_quality).sum()) if config.perceptual else 0,
+        **unembedded,
     }

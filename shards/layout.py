@@ -82,6 +82,7 @@ class Reason(StrEnum):
     # dedup
     DUPLICATE_EXACT = "duplicate_exact"
     DUPLICATE_PERCEPTUAL = "duplicate_perceptual"
+    DUPLICATE_SEMANTIC = "duplicate_semantic"
     # a take-down
     TAKEN_DOWN = "taken_down"
 

@@ -1,0 +1,140 @@
+"""Which samples go for another one by their embeddings, of those that body and look have left.
+
+As everywhere here a sample goes only for one that stays and that it was compared with (`choose.settle`), where
+SemDeDup's published code drops it for any before it, one that goes itself included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from dedup.choose import NOBODY, Removals, settle
+from dedup.clusters import Rows, cluster
+from dedup.components import Components
+from dedup.config import SemanticConfig
+from dedup.embeddings import Embeddings
+from dedup.semantic import Cosines, NearPairs, equal, near_pairs
+from infra.logs import log
+
+MOST_LINKS = 64
+"""Links to better samples that are held of each: the best ones, which are likeliest to stay. So thousands of samples
+that all are near each other take no square of them; one whose 64 best all go stays, be there a 65th."""
+_HELD_PAIRS = 1 << 22
+
+
+def remove_near(before: Removals, embeddings: Embeddings, place: Rows, config: SemanticConfig) -> Removals:
+    """Take out of those that stay in `before` the ones with a better sample over the threshold that stays.
+
+    Who has gone for one of them already goes on to where it goes. So one goes only if all of them, but for copies of
+    its own body, are near to where it goes too.
+
+    Args:
+        before: of all `N` samples.
+        embeddings: of the same.
+        place: `[N]`, the rank.
+        config: threshold and clusters.
+
+    Raises:
+        UserError: faiss is not installed.
+    """
+    candidates = np.flatnonzero((before.kept == NOBODY) & embeddings.has)
+    leader = candidates[equal(embeddings.vectors[candidates], place[candidates])]
+    is_leader = leader == candidates
+    leaders, followers, of = candidates[is_leader], candidates[~is_leader], leader[~is_leader]
+    links = _Links(place[leaders])
+    vectors = embeddings.vectors[leaders]
+    clusters = cluster(vectors, config.clusters, config.neighbours, config.seed)
+    for pairs in near_pairs(vectors, clusters, config.threshold, config.block):
+        links.add(pairs)
+    log.info("dedup: %d pairs of embeddings over %g, of %d", links.count, config.threshold, len(leaders))
+    better, worse, cosine = links.best()
+    better, worse = leaders[better], leaders[worse]
+    dependants = _Dependants(before, embeddings, config.threshold)
+    allowed = dependants.may_follow(worse, better)
+    kept, cosines = before.kept.copy(), before.cosine.copy()
+    by = settle(better[allowed], worse[allowed], -cosine[allowed], place, kept)
+    gone = np.flatnonzero(by != NOBODY)
+    cosines[gone] = cosine[allowed][by[gone]]
+    follows = dependants.may_follow(followers, of) & (kept[of] == NOBODY)
+    onward = kept[of] != NOBODY
+    onward[onward] = dependants.may_follow(followers[onward], kept[of[onward]])
+    kept[followers[follows]], cosines[followers[follows]] = of[follows], 1.0
+    kept[followers[onward]], cosines[followers[onward]] = kept[of[onward]], cosines[of[onward]]
+    joined = Components(len(place))
+    joined.join(np.arange(len(place)), before.component)
+    joined.join(*(leaders[side] for side in links.components.forest()))
+    joined.join(of, followers)
+    return _with_dependants(before, embeddings, replace(before, kept=kept, cosine=cosines, component=joined.labels()))
+
+
+def _with_dependants(before: Removals, embeddings: Embeddings, now: Removals) -> Removals:
+    """Send those that had gone for a sample that goes now on to where that one goes."""
+    earlier = np.flatnonzero(before.kept != NOBODY)
+    earlier = earlier[now.kept[before.kept[earlier]] != NOBODY]
+    of = before.kept[earlier]
+    cosine = embeddings.cosines(earlier, now.kept[of])
+    now.cosine[earlier] = np.where(before.is_exact[earlier], now.cosine[of], cosine)
+    now.kept[earlier] = now.kept[of]
+    is_exact = before.is_exact.copy()
+    is_exact[earlier] = False
+    return replace(now, is_exact=is_exact)
+
+
+class _Dependants:
+    """Samples that have gone for another by their look."""
+
+    def __init__(self, before: Removals, embeddings: Embeddings, threshold: float) -> None:
+        gone = np.flatnonzero((before.kept != NOBODY) & ~before.is_exact)
+        self.samples = gone[np.argsort(before.kept[gone], kind="stable")]
+        counts = np.bincount(before.kept[gone], minlength=len(before.kept))
+        self.ends = np.concatenate([[0], np.cumsum(counts)])
+        self.embeddings, self.threshold = embeddings, threshold
+
+    def may_follow(self, worse: Rows, better: Rows) -> npt.NDArray[np.bool_]:
+        """Tell of samples `worse` `[L]` which may go for `better` `[L]`: those all of whose dependants are near it."""
+        count = self.ends[worse + 1] - self.ends[worse]
+        link = np.repeat(np.arange(len(worse)), count)
+        step = np.arange(len(link)) - np.repeat(np.cumsum(count) - count, count)
+        sample = self.samples[np.repeat(self.ends[worse], count) + step]
+        is_near = self.embeddings.cosines(sample, better[link]) >= self.threshold
+        may = np.ones(len(worse), bool)
+        may[link[~is_near]] = False
+        return may
+
+
+class _Links:
+    """Pairs of `N` samples, of which only the links of each to its `MOST_LINKS` best are held; `place` `[N]`."""
+
+    def __init__(self, place: Rows) -> None:
+        self.place, self.count = place, 0
+        self.components = Components(len(place))
+        self._held: list[NearPairs] = []
+        self._pairs, self._room = 0, _HELD_PAIRS
+
+    def add(self, pairs: NearPairs) -> None:
+        """Take in one part."""
+        self.components.join(pairs.first, pairs.second)
+        self.count += len(pairs.first)
+        self._held.append(pairs)
+        self._pairs += len(pairs.first)
+        if self._pairs > self._room:
+            self._held = [NearPairs(*self.best())]
+            self._pairs = len(self._held[0].first)
+            self._room = max(_HELD_PAIRS, 2 * self._pairs)
+
+    def best(self) -> tuple[Rows, Rows, Cosines]:
+        """Return better samples, worse ones, and their cosines, each `[L]`."""
+        first, second = (
+            np.concatenate([np.empty(0, np.int64), *(part[side] for part in self._held)]) for side in (0, 1)
+        )
+        cosine = np.concatenate([np.empty(0, np.float32), *(part.cosine for part in self._held)])
+        swap = self.place[first] > self.place[second]
+        better, worse = np.where(swap, second, first), np.where(swap, first, second)
+        order = np.lexsort((self.place[better], worse))
+        better, worse, cosine = better[order], worse[order], cosine[order]
+        ahead = np.arange(len(worse)) - np.searchsorted(worse, worse)
+        held = ahead < MOST_LINKS
+        return better[held], worse[held], cosine[held]
