@@ -292,6 +292,21 @@ def export(
     emit(run_export(checkpoint, format, out), json, show.mapping)
 
 
+@app.command
+def embed(
+    checkpoint: Annotated[str, Parameter(help="run folder, or one checkpoint of it")],
+    folder: Annotated[str, Parameter(help="folder or URL with shards: raw/ or final/ of a corpus, or webdataset tars")],
+    *,
+    out: Annotated[str, Parameter(help="folder or URL for the embeddings, one parquet file a shard")],
+    threads: Annotated[int, Parameter(help="threads that decode pictures")] = 8,
+    json: Json = False,
+) -> None:
+    """Write the image embeddings of every sample, for `dedup --semantic.embeddings`; goes on where it stopped."""
+    from train.embed import embed as run_embed
+
+    emit(run_embed(checkpoint, folder, out, threads=threads), json, show.mapping)
+
+
 def emit(result: Any, as_json: bool, render: Any) -> None:
     """Print `result` on standard output: as JSON, or as `render` shows it to a person."""
     if as_json:

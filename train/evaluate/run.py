@@ -120,16 +120,21 @@ class Encoder:
     @torch.no_grad()
     def images(self, suite: Suite, examples: Sequence[Example]) -> Tensor:
         """Return unit features `[N, D]` of a suite's pictures; a batch of them is in memory at a time."""
-        squares = suite.pictures(examples, partial(_square, side=self.side))
+        squares = suite.pictures(examples, partial(square, side=self.side))
         parts = []
         while some := list(islice(squares, BATCH)):
-            batch = normalise(torch.from_numpy(np.stack(some)).permute(0, 3, 1, 2).to(self.device))
-            with autocast(self.dtype, self.device):
-                parts.append(self.model.encode_image(laid_out(batch, self.channels_last), normalize=True))
+            parts.append(self.squares(some))
         return torch.cat(parts)
 
+    @torch.no_grad()
+    def squares(self, some: Sequence[np.ndarray]) -> Tensor:
+        """Return unit features `[N, D]` of uint8 RGB pictures `[side, side, 3]`, as one batch."""
+        batch = normalise(torch.from_numpy(np.stack(some)).permute(0, 3, 1, 2).to(self.device))
+        with autocast(self.dtype, self.device):
+            return self.model.encode_image(laid_out(batch, self.channels_last), normalize=True)
 
-def _square(image: Image.Image, side: int) -> np.ndarray:
+
+def square(image: Image.Image, side: int) -> np.ndarray:
     """Scale the shorter side to `side` pixels and take the centre, as CLIP does: uint8 `[side, side, 3]`."""
     width, height = image.size
     crop = min(width, height)
