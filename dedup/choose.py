@@ -36,6 +36,7 @@ class Removals:
     distance: npt.NDArray[np.int32]  # [N], in bits
     component: Indices  # [N], the lowest sample of it
     cosine: npt.NDArray[np.float32]  # [N], of the embeddings; NaN but for those that go by them
+    is_capped: npt.NDArray[np.bool_]  # [N], goes since too many have a caption of its kind
 
 
 def rank(signatures: Signatures, config: DedupConfig) -> Indices:
@@ -162,7 +163,8 @@ def choose(body_leader: Indices, followers: Pairs, near: Pairs, place: Indices, 
     first = np.concatenate([copies, followers[:, 0], near[:, 0]])
     second = np.concatenate([of, followers[:, 1], near[:, 1]])
     joined = components(size, [(first, second)])
-    return Removals(kept, is_exact, distance, joined, np.full(size, np.nan, np.float32))
+    cosine, is_capped = np.full(size, np.nan, np.float32), np.zeros(size, bool)
+    return Removals(kept, is_exact, distance, joined, cosine, is_capped)
 
 
 def settle(first: Indices, second: Indices, gap: npt.NDArray[Any], place: Indices, kept: Indices) -> Indices:

@@ -31,6 +31,21 @@ class SemanticConfig(Config):
     block: int = knob(2048, "embeddings compared with as many others at a time", ge=1, le=65_536)
 
 
+class TextConfig(Config):
+    """How many samples may have captions that say nearly the same."""
+
+    cap: int = Field(
+        0, ge=0, description="samples that stay of those whose captions say nearly the same, the best ones; 0: all"
+    )
+    similarity: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="least Jaccard similarity of the words, and pairs of words, of two such captions, estimated by "
+        "MinHash; all digits are alike",
+    )
+
+
 class DedupConfig(Config):
     """Which samples count as the same picture, and which of them stays.
 
@@ -75,9 +90,12 @@ class DedupConfig(Config):
         (), description="values of that column in the order of preference; all others come after them"
     )
     semantic: SemanticConfig = Field(SemanticConfig(), description="samples with close embeddings")
+    text: TextConfig = Field(TextConfig(), description="captions that say nearly the same under many pictures")
 
     @model_validator(mode="after")
-    def _sources_go_together(self) -> DedupConfig:
+    def _go_together(self) -> DedupConfig:
         if (self.keep == "source") != bool(self.source_column and self.sources):
             raise ValueError("keep 'source' needs source_column and sources, and they need it; give all three or none")
+        if self.unit == "pair" and self.semantic.embeddings:
+            raise ValueError("semantic.embeddings tells images from images: give it with unit 'image' alone")
         return self

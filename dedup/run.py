@@ -3,44 +3,32 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dedup import choose, confirm
+from dedup import choose, confirm, outcome
+from dedup.boilerplate import remove_boilerplate
 from dedup.config import DedupConfig
 from dedup.embeddings import Embeddings
 from dedup.embeddings import load as load_embeddings
 from dedup.exact import same_body
-from dedup.hamming import BITS, distances
 from dedup.near_embeddings import remove_near
 from dedup.perceptual import near_hashes
-from dedup.signature import Signatures, SignatureWriter, load
+from dedup.signature import Signatures, SignatureWriter, captions, load
 from dedup.spread import here, on_ray
 from infra import metrics
 from infra.cluster import ClusterConfig
 from infra.lock import exclusive
 from infra.logs import log, progress
 from infra.storage import Folder
-from shards.layout import DEDUP, RAW, REMOVED, SIGNATURES, Reason, Status
+from shards.layout import DEDUP, RAW, REMOVED, SIGNATURES, Status
 from shards.manifest import Manifest
 
-EXACT, PERCEPTUAL, SEMANTIC = "exact", "perceptual", "semantic"
-SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("kept_key", pa.string(), nullable=False),
-        pa.field("method", pa.string(), nullable=False),  # `exact`, `perceptual` or `semantic`
-        pa.field("distance", pa.int32(), nullable=False),  # of the two PDQ hashes, in bits; 256 without one
-        pa.field("component", pa.int64(), nullable=False),  # the lowest key in it, as a number
-        pa.field("cosine", pa.float32()),  # of the two embeddings; null but for `semantic`
-    ]
-)
 FEW_PICTURES = 5_000
 """Up to so many, this process does the work itself: sooner done than a worker is started."""
 
@@ -81,11 +69,11 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str,
             load_embeddings(config.semantic.embeddings, signatures.keys) if config.semantic.embeddings else None
         )
         removals = _removals(folder, signatures, embeddings, config, cluster)
-        table = _table(signatures, removals)
+        removed = outcome.table(signatures, removals)
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(removed, buffer, compression="zstd")
         (folder / DEDUP).write(REMOVED, buffer.getvalue())
-        totals = _totals(signatures, removals, embeddings, config)
+        totals = outcome.totals(signatures, removals, embeddings, config)
         manifest.finish(DEDUP, totals)
     for reason, count in totals["by_reason"].items():
         metrics.rows().inc(count, tags={"stage": DEDUP, "status": Status.FILTERED.value, "reason": reason})
@@ -122,7 +110,12 @@ def _removals(
     leaders, followers = choose.link_equal_hashes(groups, same)
     links = choose.link_near_hashes(leaders, pairs, same, _PAIRS_PER_LOOK)
     removals = choose.choose(leader, followers, links, place, same)
-    return removals if embeddings is None else remove_near(removals, embeddings, place, config.semantic)
+    if embeddings is not None:
+        removals = remove_near(removals, embeddings, place, config.semantic)
+    if config.text.cap:
+        texts = partial(captions, folder.url, signatures)
+        removals = remove_boilerplate(removals, signatures.caption_digest, place, texts, config.text)
+    return removals
 
 
 def _always(first: choose.Indices, second: choose.Indices) -> npt.NDArray[np.bool_]:
@@ -171,49 +164,3 @@ def _same_look(
 def _places(signatures: Signatures, samples: choose.Indices) -> tuple[tuple[int, int], ...]:
     offsets, sizes = signatures.image_offset[samples], signatures.image_bytes[samples]
     return tuple(zip(offsets.tolist(), sizes.tolist(), strict=True))
-
-
-def _table(signatures: Signatures, removals: choose.Removals) -> pa.Table:
-    gone = np.flatnonzero(removals.kept >= 0)
-    kept, cosine = removals.kept[gone], removals.cosine[gone]
-    is_semantic = ~np.isnan(cosine)
-    is_hashed = (signatures.quality[gone] >= 0) & (signatures.quality[kept] >= 0)
-    bits = np.where(is_hashed, distances(signatures.phash[gone], signatures.phash[kept]), BITS)
-    methods = np.where(is_semantic, SEMANTIC, np.where(removals.is_exact[gone], EXACT, PERCEPTUAL))
-    columns = {
-        "key": pa.array(signatures.keys[gone].tolist(), pa.string()),
-        "kept_key": pa.array(signatures.keys[kept].tolist(), pa.string()),
-        "method": pa.array(methods.tolist(), pa.string()),
-        "distance": pa.array(np.where(is_semantic, bits, removals.distance[gone]), pa.int32()),
-        "component": pa.array([int(key) for key in signatures.keys[removals.component[gone]].tolist()], pa.int64()),
-        "cosine": pa.array(np.minimum(cosine, np.float32(1)), pa.float32(), mask=~is_semantic),
-    }
-    return pa.table(columns, schema=SCHEMA)
-
-
-def _totals(
-    signatures: Signatures, removals: choose.Removals, embeddings: Embeddings | None, config: DedupConfig
-) -> dict[str, Any]:
-    gone, is_semantic = removals.kept >= 0, ~np.isnan(removals.cosine)
-    removed, rows = int(gone.sum()), len(signatures)
-    reasons = Counter(
-        {
-            Reason.DUPLICATE_EXACT.value: int(removals.is_exact[gone].sum()),
-            Reason.DUPLICATE_PERCEPTUAL.value: int((gone & ~removals.is_exact & ~is_semantic).sum()),
-            Reason.DUPLICATE_SEMANTIC.value: int(is_semantic.sum()),
-        }
-    )
-    sizes = np.bincount(removals.component, minlength=1) if rows else np.zeros(1, np.int64)
-    statuses = {Status.SUCCESS.value: rows - removed, Status.FILTERED.value: removed}
-    unembedded = {} if embeddings is None else {"unembedded": int((~embeddings.has).sum())}
-    return {
-        "rows_in": rows,
-        "kept": rows - removed,
-        "removed": removed,
-        "by_status": {name: count for name, count in statuses.items() if count},
-        "by_reason": {name: count for name, count in sorted(reasons.items()) if count},
-        "components": int((sizes > 1).sum()),
-        "largest_component": int(sizes.max()),
-        "unhashed": int((signatures.quality < config.min_quality).sum()) if config.perceptual else 0,
-        **unembedded,
-    }

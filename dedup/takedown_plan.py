@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dedup.outcome import TEXT
 from dedup.spread import few_or_on_ray
 from dedup.takedown_match import Match, Matcher, ShardOf, all_shards, with_raw_keys
 from infra.cluster import ClusterConfig
@@ -81,12 +82,16 @@ def _found(
 
 
 def _copies(folder: Folder, keys: Sequence[str]) -> dict[str, str]:
-    """Return the samples that dedup set aside for one of `keys`, with that one, by key."""
+    """Return the samples that dedup set aside for one of `keys`, with that one, by key.
+
+    Not those beyond a cap on captions: they are other pictures.
+    """
     place = folder / DEDUP
     if not keys or not place.exists(REMOVED):
         return {}
-    table = pq.read_table(io.BytesIO(place.read(REMOVED)), columns=["key", "kept_key"])
+    table = pq.read_table(io.BytesIO(place.read(REMOVED)), columns=["key", "kept_key", "method"])
     wanted = pa.array(keys, pa.string())
+    table = table.filter(pc.not_equal(table["method"], TEXT))
     is_copy = pc.and_(pc.is_in(table["kept_key"], wanted), pc.invert(pc.is_in(table["key"], wanted)))
     found = table.filter(is_copy)
     return dict(zip(found["key"].to_pylist(), found["kept_key"].to_pylist(), strict=True))

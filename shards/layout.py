@@ -83,6 +83,7 @@ class Reason(StrEnum):
     DUPLICATE_EXACT = "duplicate_exact"
     DUPLICATE_PERCEPTUAL = "duplicate_perceptual"
     DUPLICATE_SEMANTIC = "duplicate_semantic"
+    DUPLICATE_TEXT = "duplicate_text"
     # a take-down
     TAKEN_DOWN = "taken_down"
 

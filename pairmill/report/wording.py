@@ -45,6 +45,7 @@ REASONS = {
     "duplicate_url": "the address came before",
     "duplicate_exact": "the same bytes as another sample",
     "duplicate_perceptual": "the same picture as another sample, encoded anew",
+    "duplicate_text": "too many samples have a caption that says nearly the same",
     "duplicate_semantic": "a picture of the same thing as another sample's",
 }
 

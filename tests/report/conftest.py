@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, sync_playwright
 
-from dedup.run import SCHEMA as REMOVED_SCHEMA
+from dedup.outcome import SCHEMA as REMOVED_SCHEMA
 from infra.config import Config
 from infra.storage import Folder
 from shards.layout import DEDUP, FINAL, PLAN, RAW, REMOVED, SIDECAR, Reason, Status, part_name, sample_key, shard_name
