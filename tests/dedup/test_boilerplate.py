@@ -46,7 +46,7 @@ def test_a_take_down_of_the_best_one_leaves_the_other_pictures(tmp_path: Path) -
     corpus = write_corpus(tmp_path / "corpus", boilerplate(), 3)
     dedup(corpus, CAPPED, LOCAL)
     (tmp_path / "list.txt").write_text(f"key {sample_key(0, 0)}\n")
-    going = remove(corpus, tmp_path / "list.txt", LOCAL, dry_run=True)["going"]
+    going = remove(corpus, str(tmp_path / "list.txt"), LOCAL, dry_run=True)["going"]
     assert [one["key"] for one in going] == [sample_key(0, 0)]
 
 
