@@ -43,6 +43,13 @@ class Clusters:
             rows = order[edges[cluster] : edges[cluster + 1]] // width
             yield cluster, rows[: sizes[cluster]], rows[sizes[cluster] :]
 
+    def meets(self, first: Rows, second: Rows) -> npt.NDArray[np.bool_]:
+        """Tell of vectors `[P]` and vectors `[P]` which of them, pair by pair, come together in some cluster."""
+        one = (self.nearest[first] == self.own[second][:, None]).any(axis=1)
+        other = (self.nearest[second] == self.own[first][:, None]).any(axis=1)
+        met: npt.NDArray[np.bool_] = one | other
+        return met
+
     @cached_property
     def _by_cluster(self) -> tuple[Rows, Rows]:
         """Places in `nearest`, by cluster, its own vectors first; where each cluster begins."""

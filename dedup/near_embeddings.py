@@ -12,17 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from dedup.choose import NOBODY, Removals, settle
-from dedup.clusters import Rows, cluster
+from dedup.clusters import Clusters, Rows, Vectors, cluster
 from dedup.components import Components
 from dedup.config import SemanticConfig
 from dedup.embeddings import Embeddings
-from dedup.semantic import Cosines, NearPairs, equal, near_pairs
+from dedup.semantic import Cosines, NearPairs, equal, looked_at, near_pairs
 from infra.logs import log
 
 MOST_LINKS = 64
 """Links to better samples that are held of each: the best ones, which are likeliest to stay. So thousands of samples
 that all are near each other take no square of them; one whose 64 best all go stays, be there a 65th."""
 _HELD_PAIRS = 1 << 22
+WANTED_SHARE = 0.99
+"""Of the pairs; where the clusters meet fewer, a warning says so."""
 
 
 def remove_near(before: Removals, embeddings: Embeddings, place: Rows, config: SemanticConfig) -> Removals:
@@ -50,6 +52,7 @@ def remove_near(before: Removals, embeddings: Embeddings, place: Rows, config: S
     for pairs in near_pairs(vectors, clusters, config.threshold, config.block):
         links.add(pairs)
     log.info("dedup: %d pairs of embeddings over %g, of %d", links.count, config.threshold, len(leaders))
+    _tell_missed(vectors, clusters, config)
     better, worse, cosine = links.best()
     better, worse = leaders[better], leaders[worse]
     dependants = _Dependants(before, embeddings, config.threshold)
@@ -68,6 +71,16 @@ def remove_near(before: Removals, embeddings: Embeddings, place: Rows, config: S
     joined.join(*(leaders[side] for side in links.components.forest()))
     joined.join(of, followers)
     return _with_dependants(before, embeddings, replace(before, kept=kept, cosine=cosines, component=joined.labels()))
+
+
+def _tell_missed(vectors: Vectors, clusters: Clusters, config: SemanticConfig) -> None:
+    every, met = looked_at(vectors, clusters, config.threshold, config.block, config.seed)
+    if every and met < WANTED_SHARE * every:
+        log.warning(
+            "dedup: clusters miss about %.1f%% of the pairs of embeddings (%d of %d of a sample's); "
+            "fewer with more --semantic.neighbours than %d",
+            100 * (1 - met / every), every - met, every, config.neighbours,
+        )  # fmt: skip
 
 
 def _with_dependants(before: Removals, embeddings: Embeddings, now: Removals) -> Removals:

@@ -19,6 +19,8 @@ from dedup.clusters import Clusters, Rows, Vectors
 
 Cosines = npt.NDArray[np.float32]
 _HASHED_AT_ONCE = 65_536
+SAMPLED = 1000
+"""Vectors that are compared with all others, to tell how many pairs the clusters miss."""
 
 
 class NearPairs(NamedTuple):
@@ -77,6 +79,25 @@ def all_pairs(vectors: Vectors, clusters: Clusters, threshold: float, block: int
     first, second, cosine = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.lexsort((second, first))
     return NearPairs(first[order], second[order], cosine[order])
+
+
+def looked_at(
+    vectors: Vectors, clusters: Clusters, threshold: float, block: int, seed: int, sampled: int = SAMPLED
+) -> tuple[int, int]:
+    """Return how many pairs over `threshold` a sample of the vectors has with all others, and how many `clusters` meet.
+
+    Their ratio is about the share of all pairs that `near_pairs` finds. It costs `sampled` times N cosines.
+    """
+    some = np.sort(np.random.default_rng(seed).choice(len(vectors), min(len(vectors), sampled), replace=False))
+    columns, every, met = _float32(vectors, some).T, 0, 0
+    for at in range(0, len(vectors), block):
+        rows = np.arange(at, min(len(vectors), at + block))
+        row, column = np.divmod(np.flatnonzero((_float32(vectors, rows) @ columns).ravel() >= threshold), len(some))
+        first, second = rows[row], some[column]
+        first, second = first[first != second], second[first != second]
+        every += len(first)
+        met += int(clusters.meets(first, second).sum())
+    return every, met
 
 
 _NONE = NearPairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,18 @@ def test_nobody_goes_for_one_that_goes() -> None:
     by_embedding = np.flatnonzero(~np.isnan(found.cosine))
     cosines = (vectors[by_embedding] * vectors[found.kept[by_embedding]]).sum(axis=1)
     assert (cosines >= 0.9 - 1e-3).all()
+
+
+def test_a_warning_says_when_the_clusters_miss_pairs(caplog: pytest.LogCaptureFixture) -> None:
+    draw = np.random.default_rng(0)
+    vectors = draw.standard_normal((600, 6))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    logging.getLogger("pairmill").addHandler(caplog.handler)
+    with caplog.at_level(logging.WARNING):
+        remove_near(nobody_went(600), of(vectors), np.arange(600), SemanticConfig(threshold=0.8, neighbours=40))
+        assert not caplog.text
+        remove_near(nobody_went(600), of(vectors), np.arange(600), SemanticConfig(threshold=0.8, neighbours=0))
+    assert "more --semantic.neighbours than 0" in caplog.text
 
 
 def test_thousands_that_all_are_near_are_held_in_few_links(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dedup.clusters import cluster
 from dedup.config import SemanticConfig
-from dedup.semantic import all_pairs, equal, near_pairs
+from dedup.semantic import all_pairs, equal, looked_at, near_pairs
 
 faiss = pytest.importorskip("faiss")
 faiss.omp_set_num_threads(1)  # on busy cores its threads wait for each other longer than they work
@@ -90,6 +90,18 @@ def test_no_part_is_larger_than_its_block() -> None:
     parts = list(near_pairs(vectors, cluster(vectors, 3, 2, seed=0), THRESHOLD, 32))
     assert max(len(part.first) for part in parts) <= 32 * 32
     assert sum(len(part.first) for part in parts) == 300 * 299 // 2
+
+
+def test_a_sample_tells_how_many_pairs_the_clusters_miss() -> None:
+    """With every vector in the sample it counts each pair from both its ends."""
+    vectors = clustered(800, 16, 40, seed=2)
+    clusters = cluster(vectors, 40, 0, seed=0)
+    found = len(all_pairs(vectors, clusters, 0.8, 64).first)
+    every = len(brute_force(vectors, 0.8))
+    assert looked_at(vectors, clusters, 0.8, 64, seed=0, sampled=800) == (2 * every, 2 * found)
+    assert found < every
+    some_of_all, some_met = looked_at(vectors, clusters, 0.8, 64, seed=0, sampled=200)
+    assert abs(some_met / some_of_all - found / every) < 0.1
 
 
 def test_equal_vectors_have_the_best_placed_for_their_leader() -> None:
