@@ -24,14 +24,15 @@ MOST_LINKS = 64
 that all are near each other take no square of them; one whose 64 best all go stays, be there a 65th."""
 _HELD_PAIRS = 1 << 22
 WANTED_SHARE = 0.99
-"""Of the pairs; where the clusters meet fewer, a warning says so."""
+"""Of the pairs; where the clusters meet fewer, those that stay are looked at again."""
 
 
 def remove_near(before: Removals, embeddings: Embeddings, place: Rows, config: SemanticConfig) -> Removals:
     """Take out of those that stay in `before` the ones with a better sample over the threshold that stays.
 
     Who has gone for one of them already goes on to where it goes. So one goes only if all of them, but for copies of
-    its own body, are near to where it goes too.
+    its own body, are near to where it goes too. Where a sample tells that the clusters miss pairs, those that stay are
+    clustered and compared anew, as long as some of them go: a dense spot is cut by many borders, and less so each time.
 
     Args:
         before: of all `N` samples.
@@ -42,6 +43,19 @@ def remove_near(before: Removals, embeddings: Embeddings, place: Rows, config: S
     Raises:
         UserError: faiss is not installed.
     """
+    found, missed = _round(before, embeddings, place, config)
+    while missed:
+        again, missed = _round(found, embeddings, place, config)
+        if np.array_equal(again.kept, found.kept):
+            break
+        found = again
+    if missed:
+        log.warning("dedup: %s; fewer with more --semantic.neighbours than %d", missed, config.neighbours)
+    return found
+
+
+def _round(before: Removals, embeddings: Embeddings, place: Rows, config: SemanticConfig) -> tuple[Removals, str]:
+    """Return who goes after one clustering, and in words how many pairs that missed; empty where few."""
     candidates = np.flatnonzero((before.kept == NOBODY) & embeddings.has)
     leader = candidates[equal(embeddings.vectors[candidates], place[candidates])]
     is_leader = leader == candidates
@@ -52,7 +66,7 @@ def remove_near(before: Removals, embeddings: Embeddings, place: Rows, config: S
     for pairs in near_pairs(vectors, clusters, config.threshold, config.block):
         links.add(pairs)
     log.info("dedup: %d pairs of embeddings over %g, of %d", links.count, config.threshold, len(leaders))
-    _tell_missed(vectors, clusters, config)
+    missed = _missed(vectors, clusters, config)
     better, worse, cosine = links.best()
     better, worse = leaders[better], leaders[worse]
     dependants = _Dependants(before, embeddings, config.threshold)
@@ -70,17 +84,16 @@ def remove_near(before: Removals, embeddings: Embeddings, place: Rows, config: S
     joined.join(np.arange(len(place)), before.component)
     joined.join(*(leaders[side] for side in links.components.forest()))
     joined.join(of, followers)
-    return _with_dependants(before, embeddings, replace(before, kept=kept, cosine=cosines, component=joined.labels()))
+    now = replace(before, kept=kept, cosine=cosines, component=joined.labels())
+    return _with_dependants(before, embeddings, now), missed
 
 
-def _tell_missed(vectors: Vectors, clusters: Clusters, config: SemanticConfig) -> None:
+def _missed(vectors: Vectors, clusters: Clusters, config: SemanticConfig) -> str:
     every, met = looked_at(vectors, clusters, config.threshold, config.block, config.seed)
-    if every and met < WANTED_SHARE * every:
-        log.warning(
-            "dedup: clusters miss about %.1f%% of the pairs of embeddings (%d of %d of a sample's); "
-            "fewer with more --semantic.neighbours than %d",
-            100 * (1 - met / every), every - met, every, config.neighbours,
-        )  # fmt: skip
+    if met >= WANTED_SHARE * every:
+        return ""
+    share = 1 - met / every
+    return f"clusters miss about {share:.1%} of the pairs of embeddings ({every - met} of {every} of a sample's)"
 
 
 def _with_dependants(before: Removals, embeddings: Embeddings, now: Removals) -> Removals:

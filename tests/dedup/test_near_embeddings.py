@@ -112,6 +112,22 @@ def test_a_warning_says_when_the_clusters_miss_pairs(caplog: pytest.LogCaptureFi
     assert "more --semantic.neighbours than 0" in caplog.text
 
 
+def test_a_dense_spot_that_borders_cut_is_looked_at_again() -> None:
+    """2,000 vectors that all are near each other, in 45 clusters: a single look leaves those that borders hide."""
+    draw = np.random.default_rng(0)
+    vectors = np.ones(64) + 0.2 * draw.standard_normal((2000, 64))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    place, dense = draw.permutation(2000), SemanticConfig(threshold=0.9, neighbours=1)
+    once, missed = near_embeddings._round(nobody_went(2000), of(vectors), place, dense)
+    found = remove_near(nobody_went(2000), of(vectors), place, dense)
+    stays = [int((one.kept == NOBODY).sum()) for one in (once, found)]
+    assert "clusters miss" in missed
+    assert stays[1] < stays[0] / 4
+    gone = np.flatnonzero(found.kept != NOBODY)
+    assert (found.kept[found.kept[gone]] == NOBODY).all()
+    assert ((vectors[gone] * vectors[found.kept[gone]]).sum(axis=1) >= 0.9 - 1e-3).all()
+
+
 def test_thousands_that_all_are_near_are_held_in_few_links(monkeypatch: pytest.MonkeyPatch) -> None:
     """3,000 not quite equal ones make 4.5 million pairs; 64 of each are held."""
     monkeypatch.setattr(near_embeddings, "_HELD_PAIRS", 10_000)
