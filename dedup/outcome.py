@@ -11,7 +11,7 @@ import pyarrow as pa
 from dedup.choose import Removals
 from dedup.config import DedupConfig
 from dedup.embeddings import Embeddings
-from dedup.hamming import BITS, distances
+from dedup.hamming import distances
 from dedup.signature import Signatures
 from shards.layout import Reason, Status
 
@@ -21,7 +21,7 @@ SCHEMA = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("kept_key", pa.string(), nullable=False),
         pa.field("method", pa.string(), nullable=False),  # `exact`, `perceptual`, `semantic` or `text`
-        pa.field("distance", pa.int32(), nullable=False),  # of the two PDQ hashes, in bits; 256 without one
+        pa.field("distance", pa.int32(), nullable=False),  # of the two PDQ hashes, in bits
         pa.field("component", pa.int64(), nullable=False),  # the lowest key in it, as a number
         pa.field("cosine", pa.float32()),  # of the two embeddings; null but for `semantic`
     ]
@@ -32,8 +32,7 @@ def table(signatures: Signatures, removals: Removals) -> pa.Table:
     gone = np.flatnonzero(removals.kept >= 0)
     kept, cosine = removals.kept[gone], removals.cosine[gone]
     is_semantic = ~np.isnan(cosine)
-    is_hashed = (signatures.quality[gone] >= 0) & (signatures.quality[kept] >= 0)
-    bits = np.where(is_hashed, distances(signatures.phash[gone], signatures.phash[kept]), BITS)
+    bits = distances(signatures.phash[gone], signatures.phash[kept])
     is_capped = removals.is_capped[gone]
     methods = np.select([is_capped, is_semantic, removals.is_exact[gone]], [TEXT, SEMANTIC, EXACT], PERCEPTUAL)
     columns = {

@@ -18,15 +18,17 @@ from dedup import near_embeddings
 from dedup.choose import NOBODY, Removals
 from dedup.config import DedupConfig, SemanticConfig
 from dedup.embeddings import Embeddings
+from dedup.hamming import distances
 from dedup.near_embeddings import remove_near
 from dedup.run import dedup
+from dedup.signature import load
 from infra.cluster import ClusterConfig
 from infra.config import Config
 from infra.errors import UserError
 from infra.storage import Folder
 from shards.layout import DEDUP, PLAN, RAW, REMOVED, SIDECAR, Status, sample_key, shard_name
 from shards.manifest import Manifest
-from shards.writer import writing
+from shards.writer import committed, writing
 
 faiss = pytest.importorskip("faiss")
 faiss.omp_set_num_threads(1)
@@ -47,7 +49,7 @@ def of(vectors: Any, has: Sequence[bool] | None = None) -> Embeddings:
 def nobody_went(size: int) -> Removals:
     return Removals(
         np.full(size, NOBODY), np.zeros(size, bool), np.zeros(size, np.int32), np.arange(size),
-        np.full(size, np.nan, np.float32),
+        np.full(size, np.nan, np.float32), np.zeros(size, bool),
     )  # fmt: skip
 
 
@@ -191,9 +193,11 @@ def test_the_stage_writes_who_goes_by_embeddings(tmp_path: Path) -> None:
     totals = dedup(corpus, DedupConfig(semantic=SemanticConfig(embeddings=file)), LOCAL)
     table = pq.read_table(io.BytesIO((Folder(corpus) / DEDUP).read(REMOVED)))
     (row,) = table.to_pylist()
-    assert {name: row[name] for name in ("key", "kept_key", "method", "distance", "component")} == {
-        "key": "000000001", "kept_key": "000000000", "method": "semantic", "distance": 256, "component": 0,
+    assert {name: row[name] for name in ("key", "kept_key", "method", "component")} == {
+        "key": "000000001", "kept_key": "000000000", "method": "semantic", "component": 0,
     }  # fmt: skip
+    hashes = load(corpus, committed(Folder(corpus) / RAW)).phash
+    assert row["distance"] == distances(hashes[:1], hashes[1:2])[0]
     assert row["cosine"] == pytest.approx(np.cos(np.radians(10)), abs=1e-3)
     assert totals["by_reason"] == {"duplicate_semantic": 1}
     assert (totals["kept"], totals["components"], totals["unembedded"]) == (3, 1, 1)
