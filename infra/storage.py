@@ -90,14 +90,14 @@ class Folder:
             return int(self.fs.size(path))
         return int(sync(self.fs.loop, self.fs._size, path, timeout=timeout_s))
 
-    def names(self, suffix: str = "") -> list[str]:
+    def names(self, suffix: str = "", timeout_s: float | None = None) -> list[str]:
         """Return the sorted names of the files in the folder that end in `suffix`; [] without a folder.
 
-        An object store may be away for `OUTAGE_S`.
+        An object store may be away for `OUTAGE_S`; with `timeout_s` it is asked once, and that long.
         """
         return sorted(
             name
-            for name, is_folder in self._entries()
+            for name, is_folder in self._entries(timeout_s)
             if name.endswith(suffix) and not is_folder and not name.startswith(TEMPORARY_PREFIX)
         )
 
@@ -255,7 +255,7 @@ class Folder:
             raise
         stream.close()
 
-    def _entries(self) -> Iterator[tuple[str, bool]]:
+    def _entries(self, timeout_s: float | None = None) -> Iterator[tuple[str, bool]]:
         """Yield the name of each file and folder here, and whether it is a folder.
 
         A local disk is asked without fsspec, which looks at every file by itself and keeps 1 kB of each.
@@ -265,7 +265,10 @@ class Folder:
                 with os.scandir(self._root) as found:
                     yield from ((one.name, kind == "folder") for one in found if (kind := _kind(one)))
                 return
-            listing = patiently(f"{self.url}: cannot be listed", lambda: self.fs.ls(self._root, detail=True))
+            if timeout_s is not None and self.fs.async_impl:
+                listing = sync(self.fs.loop, self.fs._ls, self._root, detail=True, timeout=timeout_s)
+            else:
+                listing = patiently(f"{self.url}: cannot be listed", lambda: self.fs.ls(self._root, detail=True))
         except FileNotFoundError:
             return
         except NotADirectoryError:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 from infra.logs import log
 from infra.storage import Folder, storage_failures
 from shards.index import Index
 from shards.layout import FINAL, RAW, TOMBSTONES
 from shards.tombstones import DONE_SUFFIX
+
+LOOK_S, AGAIN_S = 10.0, 60.0
+"""How long an object store is asked for the tombstones, and how long after a failure it is asked again, in seconds."""
 
 
 class TakenSince:
@@ -22,15 +27,23 @@ class TakenSince:
         self._above = above if self.stage in (RAW, FINAL) and above else None
         self.numbers: frozenset[int] = frozenset()
         self._epoch: int | None = None
+        self._not_before = 0.0
         self._seen: frozenset[str] = frozenset()
-        self._seen = frozenset(self._done())
+        self._seen = frozenset(self._done() or ())
 
     def at_epoch(self, epoch: int, index: Index) -> None:
-        """Look for what was taken down, if this epoch is another than at the last call."""
-        if epoch == self._epoch:
+        """Look for what was taken down, if this epoch is another than when that was last seen.
+
+        A store that is away holds nobody up: it is asked again at a later call.
+        """
+        if epoch == self._epoch or time.monotonic() < self._not_before:
+            return
+        done = self._done()
+        if done is None:
+            self._not_before = time.monotonic() + AGAIN_S
             return
         self._epoch = epoch
-        new = frozenset(self._done()) - self._seen
+        new = frozenset(done) - self._seen
         if not new or self._above is None:
             return
         first = {shard.name: shard.first_sample for shard in index.shards}
@@ -40,11 +53,12 @@ class TakenSince:
             found.update(first[shard] + place for shard, all_of in places.items() for place in all_of if shard in first)
         self.numbers, self._seen = frozenset(found), self._seen | new
 
-    def _done(self) -> list[str]:
+    def _done(self) -> list[str] | None:
+        """Return the names of the removals that are done; None where they cannot be had now."""
         if self._above is None:
             return []
         try:
-            return (Folder(self._above) / TOMBSTONES).names(DONE_SUFFIX)
+            return (Folder(self._above) / TOMBSTONES).names(DONE_SUFFIX, LOOK_S)
         except storage_failures() as error:
             log.warning("%s/%s: cannot be looked at (%s)", self._above, TOMBSTONES, " ".join(str(error).split()))
-            return list(self._seen)
+            return None
