@@ -188,6 +188,16 @@ def load(corpus: str, shards: Sequence[str], source_column: str | None = None) -
     )
 
 
+def drop_signatures(corpus: Folder, shard: str, keys: Sequence[str]) -> None:
+    """Leave the samples of these keys out of a shard's signatures; the others stay as they are."""
+    folder, name = corpus / DEDUP / SIGNATURES, f"{shard}.parquet"
+    table = pq.read_table(io.BytesIO(folder.read(name)))
+    buffer = io.BytesIO()
+    gone = pc.is_in(table["key"], pa.array(keys, pa.string()))
+    pq.write_table(table.filter(pc.invert(gone)), buffer, compression="zstd")
+    folder.write(name, buffer.getvalue())
+
+
 def captions(corpus: str, of: Signatures, samples: npt.NDArray[np.int64]) -> list[str]:
     """Return the captions of `samples` `[n]`, read from the sidecars of their shards."""
     raw, found = Folder(corpus) / RAW, dict[str, str | None]()

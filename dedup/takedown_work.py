@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dedup.signature import SignatureWriter
+from dedup.signature import drop_signatures
 from infra.storage import Folder
 from shards.layout import (
     DEDUP,
@@ -80,9 +80,8 @@ class TakeDown:
             _scrub_part(self.corpus, name, keys)
             return []
         places = take_out(self.corpus / stage, name, keys, self.detail)
-        signatures = self.corpus / DEDUP / SIGNATURES
-        if stage == RAW and places and signatures.exists(f"{name}.parquet"):
-            SignatureWriter(self.corpus.url).run(name)
+        if stage == RAW and places and (self.corpus / DEDUP / SIGNATURES).exists(f"{name}.parquet"):
+            drop_signatures(self.corpus, name, keys)
         return places
 
 

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from dedup.config import DedupConfig
 from dedup.run import dedup
-from dedup.signature import SignatureWriter
+from dedup.signature import SignatureWriter, load
+from dedup.takedown import remove
 from infra.cluster import session
 from infra.errors import RunError
 from infra.storage import Folder
@@ -51,6 +52,16 @@ def test_the_chosen_source_is_kept(tmp_path: Path) -> None:
     dedup(corpus, DedupConfig(keep="source", source_column="origin", sources=("c", "a")), LOCAL)
     assert {row["kept_key"] for row in removed(corpus).values()} == {sample_key(0, 3)}
     assert len(removed(corpus)) == 3
+
+
+def test_a_take_down_leaves_the_others_their_sources(tmp_path: Path) -> None:
+    rows = [row | {"origin": origin} for row, origin in zip(captioned(["x"] * 4), "badc", strict=True)]
+    corpus = write_corpus(tmp_path / "corpus", [*rows, copies()[1] | {"origin": "e"}], 8)
+    dedup(corpus, DedupConfig(keep="source", source_column="origin", sources=("c", "a")), LOCAL)
+    (tmp_path / "list.txt").write_text(f"key {sample_key(0, 4)}\n")
+    remove(corpus, str(tmp_path / "list.txt"), LOCAL)
+    left = load(corpus, committed(Folder(corpus) / RAW), "origin")
+    assert (left.source.tolist(), left.keys.tolist()) == (list("badc"), [sample_key(0, n) for n in range(4)])
 
 
 def test_a_source_that_no_sidecar_has(tmp_path: Path) -> None:
