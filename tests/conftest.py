@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import signal
@@ -26,6 +27,14 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     if isinstance(val, str | bytes) and len(val) > MAX_ID_CHARACTERS:
         return f"{str(val[:20])!a}-of-{len(val)}"
     return None
+
+
+@pytest.fixture(autouse=True)
+def _pairmill_log_is_heard() -> None:
+    """Undo what a command run in this process did to the log, so that `caplog` hears it, and once."""
+    log = logging.getLogger("pairmill")
+    log.handlers.clear()
+    log.propagate = True
 
 
 @dataclass

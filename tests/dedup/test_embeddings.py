@@ -46,7 +46,6 @@ def test_a_single_file_and_the_raw_key_of_a_final_sample(tmp_path: Path) -> None
 def test_samples_without_an_embedding_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = write(tmp_path / "all.parquet", ["000000000"], [[1.0, 0.0]])
     with caplog.at_level(logging.WARNING):
-        logging.getLogger("pairmill").addHandler(caplog.handler)
         load(str(file), KEYS)
     assert "3 of 4 samples have no embedding" in caplog.text
 

@@ -106,7 +106,6 @@ def test_a_warning_says_when_the_clusters_miss_pairs(caplog: pytest.LogCaptureFi
     draw = np.random.default_rng(0)
     vectors = draw.standard_normal((600, 6))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    logging.getLogger("pairmill").addHandler(caplog.handler)
     with caplog.at_level(logging.WARNING):
         remove_near(nobody_went(600), of(vectors), np.arange(600), SemanticConfig(threshold=0.8, neighbours=40))
         assert not caplog.text

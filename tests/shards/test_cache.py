@@ -180,7 +180,6 @@ def test_an_unwritable_folder_costs_the_cache_and_not_the_run(
 ) -> None:
     folder = shards_of(40, 30, 26)
     (tmp_path / "file").write_bytes(b"")
-    logging.getLogger("pairmill").propagate = True
     with caplog.at_level(logging.WARNING, logger="pairmill"):
         got = images(ShardStream(folder, global_batch_size=8, cache_folder=tmp_path / "file"))
     assert got == images(ShardStream(folder, global_batch_size=8))
@@ -194,7 +193,6 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no right to mount a small disk here")
-    logging.getLogger("pairmill").propagate = True
     try:
         folder = shards_of(40, 30, 26)
         with caplog.at_level(logging.WARNING, logger="pairmill"):
@@ -209,7 +207,6 @@ def test_a_block_larger_than_the_cache_is_told_once(
     tmp_path: Path, shards_of: Callable[..., Folder], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = shards_of(40, 30, 26)
-    logging.getLogger("pairmill").propagate = True
     with caplog.at_level(logging.WARNING, logger="pairmill"):
         got = images(ShardStream(folder, global_batch_size=8, cache_folder=tmp_path, cache_bytes=100))
     assert got == images(ShardStream(folder, global_batch_size=8))
@@ -252,7 +249,6 @@ def test_a_shard_without_a_digest_is_not_cached(
     for name in own_shards.names(".json"):
         own_shards.delete(name)
     index.save(own_shards, index.build(own_shards))
-    logging.getLogger("pairmill").propagate = True
     with caplog.at_level(logging.WARNING, logger="pairmill"):
         got = images(ShardStream(own_shards, global_batch_size=4, cache_folder=tmp_path / "cache"))
     assert len(got) == entries.samples // 4 * 4

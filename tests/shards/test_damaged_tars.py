@@ -206,7 +206,6 @@ def test_a_sidecar_that_disagrees(
     own_shards.delete(INDEX)
     assert any(words in fault.what and fault.shard == NAME for fault in verify(own_shards).faults)
     # The tar is what counts: the stream gives what it gave, with or without an index.
-    logging.getLogger("pairmill").propagate = True
     with caplog.at_level(logging.WARNING, logger="pairmill"):
         assert keys(read(own_shards)[0]) == before
     assert ("00001.parquet: its addresses cannot be right" in caplog.text) == is_rescanned

@@ -117,7 +117,6 @@ def test_a_shard_of_another_size_than_committed_is_not_indexed(own_shards: Folde
 
 def test_without_an_index_the_log_names_the_command(own_shards: Folder, caplog: pytest.LogCaptureFixture) -> None:
     own_shards.delete(INDEX)
-    logging.getLogger("pairmill").propagate = True
     with caplog.at_level(logging.WARNING, logger="pairmill"):
         ShardStream(own_shards, global_batch_size=4)
     assert f"until `pairmill index {own_shards.url}` has written one" in caplog.text

@@ -171,7 +171,6 @@ def test_lanes_and_batches_that_do_not_work_out(sources: list[tuple[Folder, floa
 def test_what_an_epoch_leaves_out_is_said(
     sources: list[tuple[Folder, float]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    logging.getLogger("pairmill").propagate = True
     with caplog.at_level(logging.WARNING, logger="pairmill"):
         MixedStream(sources, global_batch_size=72, lanes=3)
         assert not caplog.records

@@ -56,7 +56,6 @@ def test_nothing_of_a_foreign_folder_is_dropped(foreign: Folder, caplog: pytest.
     before = all_files(foreign)
     report = verify(foreign)
     assert {fault.shard for fault in report.faults if fault.kind == "torn"} == {"00001", "mine"}
-    logging.getLogger("pairmill").propagate = True
     with caplog.at_level(logging.WARNING, logger="pairmill"):
         assert repair(report) == []
     assert all_files(foreign) == before
@@ -133,7 +132,6 @@ def test_a_shard_that_cannot_be_opened_hides_no_other(
     report = verify(own_shards)
     assert [fault.shard for fault in report.faults if fault.kind == "unreadable"] == ["00001"]
     assert any(fault.shard == "00002" and fault.kind == "torn" for fault in report.faults)
-    logging.getLogger("pairmill").propagate = True
     with caplog.at_level(logging.WARNING, logger="pairmill"):
         assert [line.split(";")[0] for line in repair(report)] == ["dropped the torn shard 00002"]
     assert f"{INDEX} is left as it is until these are mended: 00001" in caplog.text

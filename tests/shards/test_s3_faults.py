@@ -82,7 +82,6 @@ def test_a_shard_that_is_refused_is_skipped_and_counted_as_told(
 ) -> None:
     there = stream(url, skip_unreadable=True)
     proxy.fail("403", match="00001.tar")
-    logging.getLogger("pairmill").propagate = True
     with caplog.at_level(logging.WARNING, logger="pairmill"):
         got, whole = seen(there), seen(stream(local))
     lost = [place for place in whole if place[2].startswith("00001")]

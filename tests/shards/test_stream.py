@@ -258,7 +258,6 @@ def test_a_state_at_the_end_says_that_nothing_is_left(corpus: Folder, caplog: py
     list(stream)
     other = ShardStream(corpus, global_batch_size=64)
     other.load_state_dict(stream.state_dict())
-    logging.getLogger("pairmill").propagate = True
     with caplog.at_level(logging.WARNING, logger="pairmill"):
         assert list(other) == []
     assert "nothing is left" in caplog.text

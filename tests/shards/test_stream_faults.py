@@ -62,7 +62,6 @@ def test_a_flipped_header_is_a_hole(
 ) -> None:
     bad = key_of(own_shards, 17 + 4)
     flip(own_shards, "00001.tar", int(index.load(own_shards).ends(1)[3]) + 5)
-    logging.getLogger("pairmill").propagate = True
     with caplog.at_level(logging.WARNING, logger="pairmill"):
         check_holes(own_shards, good, {bad}, remainder="keep")
     assert "00001.tar: sample 21 is a hole: byte 0: damaged tar header" in caplog.text
@@ -118,7 +117,6 @@ def test_nothing_but_bad_samples_is_an_error(tmp_path: Path) -> None:
 def test_a_lost_shard_is_given_up_once_for_all_stand_ins(own_shards: Folder, caplog: pytest.LogCaptureFixture) -> None:
     stream = ShardStream(own_shards, global_batch_size=BATCH, patience_s=0.5, skip_unreadable=True)
     Path(own_shards.path("00001.tar")).unlink()
-    logging.getLogger("pairmill").propagate = True
     with caplog.at_level(logging.WARNING, logger="pairmill"):
         for hole in (15, 16, 20):
             assert next(stream.stand_ins(hole, {"__epoch__": 0}))["__hole__"] == hole
@@ -143,7 +141,6 @@ def test_a_shard_that_comes_back_is_read_again(own_shards: Folder, monkeypatch: 
 
 def test_the_log_names_a_shards_first_holes(own_shards: Folder, caplog: pytest.LogCaptureFixture) -> None:
     Path(own_shards.path("00001.tar")).unlink()
-    logging.getLogger("pairmill").propagate = True
     with caplog.at_level(logging.WARNING, logger="pairmill"):
         _, holes, _ = slots(own_shards, skip_unreadable=True)
     assert holes > 20

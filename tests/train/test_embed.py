@@ -94,7 +94,6 @@ def test_a_sample_that_cannot_be_decoded_is_named_and_left_out(
 ) -> None:
     good = drawing("red", "circle", 1)
     write_shard(tmp_path / "tars", "00000", {"000000000.png": good, "000000001.png": good[:60], "000000002.png": good})
-    logging.getLogger("pairmill").addHandler(caplog.handler)
     with caplog.at_level(logging.WARNING):
         result = embed(run, str(tmp_path / "tars"), str(tmp_path / "out"))
     assert (result["samples"], result["undecodable"]) == (2, 1)
