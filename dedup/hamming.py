@@ -101,12 +101,18 @@ def chunks_for(size: int, distance: int) -> list[Chunk]:
     Raises:
         ValueError: `distance` is not in [0, 256).
     """
+    return min(cuts_for(distance), key=lambda chunks: sum(chunk.nanoseconds(size) for chunk in chunks))
+
+
+def cuts_for(distance: int) -> list[list[Chunk]]:
+    """Return the ways to cut hashes so that two within `distance` bits always meet in a chunk.
+
+    Raises:
+        ValueError: `distance` is not in [0, 256).
+    """
     if not 0 <= distance < BITS:
         raise ValueError(f"distance: {distance} is no number of bits from 0 to {BITS - 1}")
-    return min(
-        (chunks for of in _CHUNKS if (chunks := _cut(of, distance))),
-        key=lambda chunks: sum(chunk.nanoseconds(size) for chunk in chunks),
-    )
+    return [chunks for of in _CHUNKS if (chunks := _cut(of, distance))]
 
 
 def _cut(of: int, distance: int) -> list[Chunk]:

@@ -1,4 +1,4 @@
-"""The compiled inner loops of the join of hashes: a chunk's values, the sort by them, the comparison of buckets."""
+"""The compiled inner loops of the joins of hashes: a chunk's values, the sort by them, the comparison of buckets."""
 
 from __future__ import annotations
 
@@ -104,6 +104,44 @@ def join(
                         found[count, 2] = bits
                     count += 1
         place = stop
+    return count
+
+
+@njit(nogil=True, cache=True)
+def look_up(
+    table: npt.NDArray[np.uint64],
+    order: npt.NDArray[np.uint32],
+    edges: npt.NDArray[np.uint32],
+    masks: npt.NDArray[np.int64],
+    hashes: npt.NDArray[np.uint64],
+    values: npt.NDArray[np.uint32],
+    distance: int,
+    before: npt.NDArray[np.uint64],
+    reaches: npt.NDArray[np.int64],
+    found: npt.NDArray[np.int64],
+) -> int:
+    """Compare `hashes` `[N, 4]`, of `values` `[N]`, with the buckets of a sorted `table` `[F, 4]`, as `join` does.
+
+    What goes to `found` is the place in the table before its sort, the place in `hashes`, the distance.
+    """
+    count = 0
+    limit = np.uint64(distance)
+    for two in range(len(hashes)):
+        a, b, c, d = hashes[two, 0], hashes[two, 1], hashes[two, 2], hashes[two, 3]
+        for mask in masks:
+            value = np.int64(values[two]) ^ mask
+            for one in range(np.int64(edges[value]), np.int64(edges[value + 1])):
+                bits = _bits_set(a ^ table[one, 0]) + _bits_set(b ^ table[one, 1])
+                if bits > limit:
+                    continue
+                bits += _bits_set(c ^ table[one, 2]) + _bits_set(d ^ table[one, 3])
+                if bits > limit or _met_before(table[one], hashes[two], before, reaches):
+                    continue
+                if count < len(found):
+                    found[count, 0] = order[one]
+                    found[count, 1] = two
+                    found[count, 2] = bits
+                count += 1
     return count
 
 
