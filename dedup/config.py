@@ -55,7 +55,11 @@ class DedupConfig(Config):
     exact: bool = Field(True, description="find samples whose bodies are equal to the byte")
     perceptual: bool = Field(True, description="find samples whose perceptual hashes (PDQ) are close")
     distance: int = Field(
-        31, ge=0, le=64, description="largest Hamming distance of two 256-bit hashes of one picture, in bits"
+        31,
+        ge=0,
+        le=96,
+        description="largest Hamming distance of two 256-bit hashes of one picture, in bits; beyond 31, which finds "
+        "copies of other size, format and colour, it costs much: see the guide",
     )
     min_quality: int = Field(
         50,

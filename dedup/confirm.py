@@ -23,15 +23,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from dedup.same_look import THUMBNAIL_PX, Thumbnails
 from infra.errors import RunError
 from infra.storage import Folder
 from shards.layout import RAW
-
-SIDE_PX = 32
-WORST_SHARE = 0.01
-"""Share of pixels, those that differ most, whose mean difference decides."""
-
-Thumbnails = npt.NDArray[np.uint8]
 
 
 class Thumbnailer:
@@ -41,13 +36,13 @@ class Thumbnailer:
         self.raw = Folder(corpus) / RAW
 
     def run(self, task: tuple[str, Sequence[tuple[int, int]]]) -> Thumbnails:
-        """Return the thumbnails `[n, 32, 32, 3]` of `(shard, [(offset, bytes), ...])`.
+        """Return the thumbnails `[n, 64, 64, 3]` of `(shard, [(offset, bytes), ...])`.
 
         Raises:
             RunError: an image in the shard cannot be decoded; the message says where.
         """
         shard, places = task
-        thumbnails = np.empty((len(places), SIDE_PX, SIDE_PX, 3), np.uint8)
+        thumbnails = np.empty((len(places), THUMBNAIL_PX, THUMBNAIL_PX, 3), np.uint8)
         with self.raw.open(f"{shard}.tar") as tar:
             for row, (offset, size) in enumerate(places):
                 tar.seek(offset)
@@ -62,22 +57,8 @@ class Thumbnailer:
 
 
 def thumbnail(data: bytes) -> npt.NDArray[np.uint8]:
-    """Return an encoded picture as `[32, 32, 3]`, squeezed to a square."""
+    """Return an encoded picture as `[64, 64, 3]`, squeezed to a square."""
     with Image.open(io.BytesIO(data)) as image:
-        image.draft("RGB", (2 * SIDE_PX, 2 * SIDE_PX))
-        small = image.convert("RGB").resize((SIDE_PX, SIDE_PX), Image.Resampling.BOX)
+        image.draft("RGB", (2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
+        small = image.convert("RGB").resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BILINEAR)
     return np.asarray(small)
-
-
-def differences(first: Thumbnails, second: Thumbnails) -> npt.NDArray[np.float32]:
-    """Return how far thumbnails `[P, 32, 32, 3]` and `[P, 32, 32, 3]` differ, as `[P]`, 0 to 255.
-
-    The mean over colours, then over the worst 1% of pixels: one changed detail counts, noise everywhere
-    does not.
-    """
-    gap = np.abs(first.astype(np.int16) - second.astype(np.int16)).mean(axis=3, dtype=np.float32)
-    worst = max(1, int(SIDE_PX * SIDE_PX * WORST_SHARE))
-    flat = gap.reshape(len(gap), SIDE_PX * SIDE_PX)
-    split = flat.shape[1] - worst
-    result: npt.NDArray[np.float32] = np.partition(flat, split, axis=1)[:, split:].mean(axis=1)
-    return result

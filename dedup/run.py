@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from dedup import choose, confirm, outcome
+from dedup import choose, confirm, outcome, same_look
 from dedup.boilerplate import remove_boilerplate
 from dedup.config import DedupConfig
 from dedup.embeddings import Embeddings
@@ -140,7 +140,7 @@ def _same_look(
 ) -> choose.SameLook:
     """Return the comparison of pictures by pixels, for `samples`."""
     samples = np.sort(samples)
-    thumbnails = np.empty((len(samples), confirm.SIDE_PX, confirm.SIDE_PX, 3), np.uint8)
+    thumbnails = np.empty((len(samples), same_look.THUMBNAIL_PX, same_look.THUMBNAIL_PX, 3), np.uint8)
     rows = {
         shard: np.flatnonzero(signatures.shard[samples] == number) for number, shard in enumerate(signatures.shards)
     }
@@ -156,7 +156,7 @@ def _same_look(
 
     def same(first: choose.Indices, second: choose.Indices) -> npt.NDArray[np.bool_]:
         one, other = (thumbnails[np.searchsorted(samples, side)] for side in (first, second))
-        return confirm.differences(one, other) <= config.confirm_difference
+        return same_look.same(one, other, config.confirm_difference)
 
     return same
 

@@ -1,0 +1,159 @@
+"""Whether two thumbnails show one picture: as it is, cropped, with other colours, in grey, or with a label on it.
+
+One of the two is brought to the other in each of these ways, and what then is left between them has to be small
+everywhere. A picture that differs in a detail is another picture: the worst pixels decide, not the mean.
+
+Brightness, contrast and saturation are taken from the pair by least squares, within bounds that keep a dark and a light
+picture apart. What is cropped is tried, up to 5% a side. A label is a small rectangle, off the middle, outside of which
+nothing differs.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+THUMBNAIL_PX = 64
+WORST_SHARE = 0.01
+"""Share of pixels, those that differ most, whose mean difference decides."""
+MOST_LABEL = 0.08
+"""Share of the picture that a label may take."""
+LEAST_OFF_CENTRE = 0.35
+"""How far the middle of a label has to be from that of the picture, in widths or in heights."""
+_SIDE_PX = 32
+_WHOLE = (0.0, 0.0, 0.0, 0.0)
+_CROPS = tuple((share,) * 4 for share in (0.0125, 0.025, 0.0375, 0.05)) + tuple(
+    tuple(0.05 * (side == cut) for side in range(4)) for cut in range(4)
+)
+"""Shares of the picture's width or height that are cut off: left, top, right, bottom."""
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_GAIN, _BIAS, _SATURATION = (0.75, 1.35), (-40.0, 40.0), (0.7, 1.4)
+_GREY_GAIN, _GREY_BIAS = (0.93, 1.07), (-8.0, 8.0)
+"""A copy in grey has the brightness of the coloured one, where a black heart has not that of a red one."""
+_GREY_CHROMA = 6.0
+_BLACK, _WHITE = 3.0, 252.0
+"""Pixels beyond may have been brighter or darker than can be told."""
+_FEW_PIXELS = 50
+_AT_ONCE = 256
+
+Thumbnails = npt.NDArray[np.uint8]
+Views = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+
+def same(first: Thumbnails, second: Thumbnails, most: float) -> Bools:
+    """Tell of thumbnails `[P, 64, 64, 3]` and `[P, 64, 64, 3]`, pair by pair, which show the same picture.
+
+    Args:
+        first, second: RGB, squeezed to squares.
+        most: difference that still is the same picture: the mean, over colours, then over the worst 1% of pixels of
+            32x32, 0 to 255.
+    """
+    found = np.zeros(len(first), bool)
+    for at in range(0, len(first), _AT_ONCE):
+        one, other = (_planes(side[at : at + _AT_ONCE]) for side in (first, second))
+        part = found[at : at + len(one)]
+        part[:] = _worst(_gaps(_view(one, _WHOLE), _view(other, _WHOLE))) <= most
+        for crop in (_WHOLE, *_CROPS):
+            for source, copy in ((one, other), (other, one)):
+                left = np.flatnonzero(~part)
+                if len(left):
+                    part[left] = _is_copy(_view(source[left], crop), _view(copy[left], _WHOLE), crop == _WHOLE, most)
+    return found
+
+
+def _planes(thumbnails: Thumbnails) -> Views:
+    """Return thumbnails `[P, 64, 64, 3]` as `[P, 3, 64, 64]`."""
+    return np.ascontiguousarray(thumbnails.transpose(0, 3, 1, 2), np.float32)
+
+
+def _is_copy(source: Views, copy: Views, is_whole: bool, most: float) -> Bools:
+    """Tell where `copy` `[P, 3, 32, 32]` can be made of `source`, which is the whole picture or a part of it."""
+    gaps = _gaps(_recoloured(source, copy), copy)
+    found = _worst(gaps) <= most
+    if is_whole:
+        found |= _is_labelled(np.minimum(gaps, _gaps(source, copy)), most)
+    grey = np.flatnonzero(_is_grey(copy) & ~_is_grey(source) & ~found)
+    if len(grey):
+        found[grey] = _worst(_grey_gaps(source[grey], copy[grey])) <= most
+    return found
+
+
+def _view(pictures: Views, crop: tuple[float, ...]) -> Views:
+    """Return pictures `[P, 3, 64, 64]` without what `crop` cuts off, as `[P, 3, 32, 32]`."""
+    left, top, right, bottom = crop
+    return np.asarray(_weights(top, bottom) @ pictures @ _weights(left, right).T)
+
+
+def _luma(pictures: Views) -> Views:
+    """Return the brightness of pictures `[P, 3, 32, 32]`, `[P, 32, 32]`."""
+    return np.asarray(np.einsum("pcij,c->pij", pictures, _LUMA))
+
+
+@cache
+def _weights(before: float, after: float) -> Views:
+    """Return how the 32 pixels of a line are made of its 64, `[32, 64]`: a triangle as wide as two of them."""
+    step = THUMBNAIL_PX * (1 - before - after) / _SIDE_PX
+    middles = THUMBNAIL_PX * before + (np.arange(_SIDE_PX) + 0.5) * step
+    gaps = np.abs(np.arange(THUMBNAIL_PX) + 0.5 - middles[:, None])
+    weights = np.clip(1 - gaps / step, 0, None)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
+
+
+def _gaps(one: Views, other: Views) -> npt.NDArray[np.float32]:
+    """Return by how much pictures differ, pixel by pixel, `[P, 1024]`."""
+    return np.abs(one - other).mean(axis=1).reshape(len(one), _SIDE_PX * _SIDE_PX)
+
+
+def _worst(gaps: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the mean of the worst 1% of pixels, `[P]`."""
+    split = gaps.shape[1] - max(1, int(gaps.shape[1] * WORST_SHARE))
+    result: npt.NDArray[np.float32] = np.partition(gaps, split, axis=1)[:, split:].mean(axis=1)
+    return result
+
+
+def _recoloured(one: Views, other: Views) -> Views:
+    """Return pictures in the brightness, contrast and saturation of `other`, as far as the bounds allow."""
+    bright = _brightened(_luma(one), _luma(other), _GAIN, _BIAS)
+    mine, theirs = (side - _luma(side)[:, None] for side in (one, other))
+    power = np.einsum("pcij,pcij->p", mine, mine)
+    saturation = (np.einsum("pcij,pcij->p", mine, theirs) / np.maximum(power, 1e-3)).clip(*_SATURATION)
+    return np.clip(bright[:, None] + saturation[:, None, None, None] * mine, 0, 255)
+
+
+def _brightened(one: Views, other: Views, gains: tuple[float, float], biases: tuple[float, float]) -> Views:
+    """Return luma `[P, 32, 32]` times a gain plus a bias, those that bring it closest to `other`."""
+    told = (one > _BLACK) & (one < _WHITE) & (other > _BLACK) & (other < _WHITE)
+    count = told.sum(axis=(1, 2))
+    means = [(side * told).sum(axis=(1, 2)) / np.maximum(count, 1) for side in (one, other)]
+    mine, theirs = ((side - mean[:, None, None]) * told for side, mean in zip((one, other), means, strict=True))
+    gain = ((mine * theirs).sum(axis=(1, 2)) / np.maximum(np.square(mine).sum(axis=(1, 2)), 1e-3)).clip(*gains)
+    gain = np.where(count < _FEW_PIXELS, 1, gain)
+    bias = np.where(count < _FEW_PIXELS, 0, means[1] - gain * means[0]).clip(*biases)
+    return np.asarray(np.clip(one * gain[:, None, None] + bias[:, None, None], 0, 255), np.float32)
+
+
+def _is_grey(pictures: Views) -> Bools:
+    return np.asarray(np.ptp(pictures, axis=1).reshape(len(pictures), -1).max(axis=1, initial=0) <= _GREY_CHROMA)
+
+
+def _grey_gaps(coloured: Views, grey: Views) -> npt.NDArray[np.float32]:
+    target = _luma(grey)
+    made = _brightened(_luma(coloured), target, _GREY_GAIN, _GREY_BIAS)
+    return np.abs(made - target).reshape(len(grey), _SIDE_PX * _SIDE_PX)
+
+
+def _is_labelled(gaps: npt.NDArray[np.float32], most: float) -> Bools:
+    """Tell where all that differs lies in a small rectangle off the middle."""
+    differs = (gaps > most).reshape(-1, _SIDE_PX, _SIDE_PX)
+    (top, bottom), (left, right) = (_extent(np.asarray(differs.any(axis=axis))) for axis in (2, 1))
+    area = (bottom - top) * (right - left) / _SIDE_PX**2
+    off = np.maximum(abs(top + bottom - _SIDE_PX), abs(left + right - _SIDE_PX)) / (2 * _SIDE_PX)
+    return np.asarray((area <= MOST_LABEL) & (off >= LEAST_OFF_CENTRE))
+
+
+def _extent(lines: Bools) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return of lines `[P, 32]` the first that is set, and the one after the last."""
+    return lines.argmax(axis=1), _SIDE_PX - lines[:, ::-1].argmax(axis=1)
