@@ -24,9 +24,10 @@ from torch import Tensor
 from infra.errors import UserError
 from infra.storage import Folder
 from shards.sample import FORMATS, IMAGES, UNDECODABLE, split_name
-from shards.tar import END, Member, header, padded, scan
+from shards.suite import NSHARDS, lines, samples_in, tars
+from shards.tar import END, Member, header, padded
 
-CLASSNAMES, TEMPLATES, NSHARDS = "classnames.txt", "zeroshot_classification_templates.txt", "test/nshards.txt"
+CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 PLACEHOLDER = "{c}"
 DECODED_AT_ONCE, THREADS = 64, 8
 """Pictures held decoded, and threads that read and decode them."""
@@ -97,16 +98,12 @@ def read_suite(
     folder = Folder(path)
     if not folder.exists():
         raise UserError(f"{path}: no such suite folder; give one with {CLASSNAMES} and {NSHARDS}")
-    names = _lines(folder, CLASSNAMES) if folder.exists(CLASSNAMES) or not folder.exists(NSHARDS) else ()
-    templates = _lines(folder, TEMPLATES) if folder.exists(TEMPLATES) else (PLACEHOLDER,)
+    names = lines(folder, CLASSNAMES) if folder.exists(CLASSNAMES) or not folder.exists(NSHARDS) else ()
+    templates = lines(folder, TEMPLATES) if folder.exists(TEMPLATES) else (PLACEHOLDER,)
     for template in templates:
         if PLACEHOLDER not in template:
             raise UserError(f"{folder.path(TEMPLATES)}: {template!r} has no {PLACEHOLDER} for the class name")
-    count = "".join(_lines(folder, NSHARDS))
-    if not count.isdecimal():
-        raise UserError(f"{folder.path(NSHARDS)}: {count!r} is not a number of tars")
-    tars = [f"test/{number}.tar" for number in range(int(count))]
-    examples = [one for some in spread(partial(_examples, folder, len(names)), tars) for one in some]
+    examples = [one for some in spread(partial(_examples, folder, len(names)), tars(folder)) for one in some]
     if not examples:
         raise UserError(f"{folder.path('test')}: holds no pictures")
     return Suite(folder.url, names if _is_classed(folder, examples) else (), templates, tuple(examples))
@@ -164,37 +161,10 @@ def write_suite(
     folder.write(CLASSNAMES, "".join(f"{name}\n" for name in classnames).encode())
 
 
-def _lines(folder: Folder, name: str) -> tuple[str, ...]:
-    try:
-        lines = folder.read(name).decode("utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{folder.path(name)}: missing; a suite needs it") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{folder.path(name)}: not UTF-8 text ({error})") from None
-    except OSError as error:
-        raise UserError(f"{folder.path(name)}: cannot be read ({error}); a suite is a folder with that file") from None
-    if not lines:
-        raise UserError(f"{folder.path(name)}: empty; a suite needs it")
-    return tuple(lines)
-
-
 def _examples(folder: Folder, classes: int, tar: str) -> list[Example]:
     """Read the table of a tar: classes, captions, and where the pictures lie."""
-    where = folder.path(tar)
-    samples: dict[str, dict[str, tuple[Member, bytes | None]]] = {}
-    try:
-        with folder.open(tar) as stream:
-            for member, content in scan(stream, _is_text):
-                split = split_name(member.name)
-                if split is not None:
-                    samples.setdefault(split[0], {})[split[1]] = (member, content)
-    except FileNotFoundError:
-        raise UserError(f"{where}: missing; {NSHARDS} counts it") from None
-    except OSError as error:
-        raise UserError(f"{where}: cannot be read ({error}); a suite has tars there") from None
-    except ValueError as error:
-        raise UserError(f"{where}: not a sound tar: {error}") from None
-    return [_example(where, tar, key, sample, classes) for key, sample in samples.items()]
+    samples = samples_in(folder, tar, _is_text)
+    return [_example(folder.path(tar), tar, key, sample, classes) for key, sample in samples.items()]
 
 
 def _is_text(name: str) -> bool:
