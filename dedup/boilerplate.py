@@ -22,7 +22,12 @@ Texts = Callable[[Indices], list[str]]
 
 
 def remove_boilerplate(
-    before: Removals, caption_digest: npt.NDArray[np.uint64], place: Indices, texts: Texts, config: TextConfig
+    before: Removals,
+    caption_digest: npt.NDArray[np.uint64],
+    place: Indices,
+    texts: Texts,
+    config: TextConfig,
+    left_out: npt.NDArray[np.bool_] | None = None,
 ) -> Removals:
     """Take out of those that stay in `before` what is beyond `config.cap` on captions that say nearly the same.
 
@@ -32,8 +37,9 @@ def remove_boilerplate(
         place: `[N]`, the rank.
         texts: asked once for each different caption.
         config: cap and similarity.
+        left_out: `[N]`, samples that go for another reason and count for nothing here.
     """
-    stays = np.flatnonzero(before.kept == NOBODY)
+    stays = np.flatnonzero((before.kept == NOBODY) & (True if left_out is None else ~left_out))
     group = _groups(caption_digest, texts, config.similarity)
     kept = before.kept.copy()
     kept[stays] = _of(stays, over_cap(group[stays], place[stays], config.cap))

@@ -46,6 +46,44 @@ class TextConfig(Config):
     )
 
 
+class DecontaminateConfig(Config):
+    """Which samples show a picture that models are measured on; they go, whatever else they are like."""
+
+    suites: tuple[str, ...] = Field(
+        (),
+        description="folders or URLs of test pictures: CLIP_benchmark's webdatasets, or plain picture files, in "
+        "folders below too",
+    )
+    distance: int = Field(
+        31, ge=0, le=64, description="largest Hamming distance of a sample's hash and a test picture's, in bits"
+    )
+    confirm: bool = Field(
+        True, description="compare the pictures themselves wherever hashes are close (see `confirm_difference`)"
+    )
+    embeddings: tuple[str, ...] = Field(
+        (),
+        description="for each of `suites`, in their order, the folder or file of what `pairmill embed` wrote of it; "
+        "none: hashes alone tell",
+    )
+    corpus_embeddings: str | None = Field(
+        None, description="the samples' embeddings by the same model; those of `semantic.embeddings` by default"
+    )
+    threshold: float = Field(
+        0.95, ge=0, le=1, description="least cosine of a sample's embedding and a test picture's, 0 to 1"
+    )
+
+    @model_validator(mode="after")
+    def _go_together(self) -> DecontaminateConfig:
+        if len(set(self.suites)) < len(self.suites):
+            raise ValueError("decontaminate.suites names a folder twice; name each once")
+        if self.embeddings and len(self.embeddings) != len(self.suites):
+            raise ValueError(
+                f"decontaminate.embeddings are {len(self.embeddings)} for {len(self.suites)} suites; give one for "
+                "each, in their order, or none"
+            )
+        return self
+
+
 class DedupConfig(Config):
     """Which samples count as the same picture, and which of them stays.
 
@@ -95,6 +133,7 @@ class DedupConfig(Config):
     )
     semantic: SemanticConfig = Field(SemanticConfig(), description="samples with close embeddings")
     text: TextConfig = Field(TextConfig(), description="captions that say nearly the same under many pictures")
+    decontaminate: DecontaminateConfig = Field(DecontaminateConfig(), description="samples that show a test picture")
 
     @model_validator(mode="after")
     def _go_together(self) -> DedupConfig:
@@ -102,4 +141,9 @@ class DedupConfig(Config):
             raise ValueError("keep 'source' needs source_column and sources, and they need it; give all three or none")
         if self.unit == "pair" and self.semantic.embeddings:
             raise ValueError("semantic.embeddings tells images from images: give it with unit 'image' alone")
+        if self.decontaminate.embeddings and not (self.decontaminate.corpus_embeddings or self.semantic.embeddings):
+            raise ValueError(
+                "decontaminate.embeddings are compared with those of the samples: give "
+                "decontaminate.corpus_embeddings, or semantic.embeddings"
+            )
         return self

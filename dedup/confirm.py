@@ -30,10 +30,10 @@ from shards.layout import RAW
 
 
 class Thumbnailer:
-    """Reads pictures out of raw shards and makes their thumbnails; a Ray actor holds one."""
+    """Reads pictures out of a stage's shards and makes their thumbnails; a Ray actor holds one."""
 
-    def __init__(self, corpus: str) -> None:
-        self.raw = Folder(corpus) / RAW
+    def __init__(self, corpus: str, stage: str = RAW) -> None:
+        self.shards = Folder(corpus) / stage
 
     def run(self, task: tuple[str, Sequence[tuple[int, int]]]) -> Thumbnails:
         """Return the thumbnails `[n, 64, 64, 3]` of `(shard, [(offset, bytes), ...])`.
@@ -43,14 +43,14 @@ class Thumbnailer:
         """
         shard, places = task
         thumbnails = np.empty((len(places), THUMBNAIL_PX, THUMBNAIL_PX, 3), np.uint8)
-        with self.raw.open(f"{shard}.tar") as tar:
+        with self.shards.open(f"{shard}.tar") as tar:
             for row, (offset, size) in enumerate(places):
                 tar.seek(offset)
                 try:
                     thumbnails[row] = thumbnail(tar.read(size))
                 except (OSError, ValueError) as error:
                     raise RunError(
-                        f"{self.raw.path(shard)}.tar: the image at byte {offset} cannot be decoded "
+                        f"{self.shards.path(shard)}.tar: the image at byte {offset} cannot be decoded "
                         f"({error}); see what else is wrong with `pairmill verify`"
                     ) from None
         return thumbnails
@@ -60,5 +60,9 @@ def thumbnail(data: bytes) -> npt.NDArray[np.uint8]:
     """Return an encoded picture as `[64, 64, 3]`, squeezed to a square."""
     with Image.open(io.BytesIO(data)) as image:
         image.draft("RGB", (2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
-        small = image.convert("RGB").resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BILINEAR)
-    return np.asarray(small)
+        return squeezed(image.convert("RGB"))
+
+
+def squeezed(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Return an RGB picture as `[64, 64, 3]`."""
+    return np.asarray(image.resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BILINEAR))

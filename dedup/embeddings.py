@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from infra.errors import UserError
 from infra.logs import log
 from infra.storage import Folder
-from shards.layout import SOURCE_KEY
+from shards.layout import EMBEDDED, SOURCE_KEY
 
 KEY, EMBEDDING = "key", "embedding"
 _SUFFIX = ".parquet"
@@ -38,11 +38,14 @@ class Embeddings:
         return found
 
 
-def load(path: str, keys: npt.NDArray[np.str_]) -> Embeddings:
+def load(
+    path: str, keys: npt.NDArray[np.str_], what: str = "samples", mend: str = "embed this corpus' raw/ or final/"
+) -> Embeddings:
     """Read the embeddings of the samples `keys` `[N]` from a parquet file or from all in a folder.
 
     A file has a column `embedding` (lists of as many numbers each, of any length) and a column `source_key` or else
     `key`, with the sample's raw key. Rows of other keys are passed over. Vectors are brought to length 1.
+    `what` they are of, and how to `mend` it where there are none, goes into messages.
 
     Raises:
         UserError: no such file, a column is missing, two dimensions, a vector that is null, zero or not finite, a
@@ -72,7 +75,7 @@ def load(path: str, keys: npt.NDArray[np.str_]) -> Embeddings:
             some = slice(at, at + _NORMALISED_AT_ONCE)
             vectors[rows[some]] = _unit(where, file_keys[known[some]], part[known[some]])
     assert vectors is not None
-    _tell_missing(path, has)
+    _tell_missing(path, has, what, mend)
     return Embeddings(vectors, has)
 
 
@@ -145,11 +148,25 @@ def _unit(where: str, keys: npt.NDArray[np.str_], part: npt.NDArray[Any]) -> npt
     return (wide / length).astype(np.float16)
 
 
-def _tell_missing(path: str, has: npt.NDArray[np.bool_]) -> None:
+def _tell_missing(path: str, has: npt.NDArray[np.bool_], what: str, mend: str) -> None:
     missing = int((~has).sum())
     if missing and missing == len(has):
-        raise UserError(
-            f"{path}: holds no embedding of any of the {missing} samples; embed this corpus' raw/ or final/"
-        )
+        raise UserError(f"{path}: holds no embedding of any of the {missing} {what}; {mend}")
     if missing:
-        log.warning("%s: %d of %d samples have no embedding here; they join nothing by it", path, missing, len(has))
+        log.warning("%s: %d of %d %s have no embedding here; they join nothing by it", path, missing, len(has), what)
+
+
+def check_one_model(path: str, other: str) -> None:
+    """Raise UserError if `embeddings.json` beside both says that two models made them; without it nothing is known."""
+    models = [_model_of(one) for one in (path, other)]
+    if None not in models and models[0] != models[1]:
+        raise UserError(
+            f"{other}: embeddings by the model {models[1]}, those at {path} are by {models[0]}; embed both with one"
+        )
+
+
+def _model_of(path: str) -> str | None:
+    folder, _ = _files(path)
+    record = folder.read_json(EMBEDDED) if folder.exists(EMBEDDED) else None
+    found = record.get("weights_sha256") if isinstance(record, dict) else None
+    return None if found is None else str(found)

@@ -11,16 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from dedup import choose, confirm, outcome, same_look
+from dedup import choose, outcome, same_look
 from dedup.boilerplate import remove_boilerplate
 from dedup.config import DedupConfig
+from dedup.decontaminate import Overlap, find_overlap, hidden
 from dedup.embeddings import Embeddings
 from dedup.embeddings import load as load_embeddings
 from dedup.exact import same_body
+from dedup.look import thumbnails
 from dedup.near_embeddings import remove_near
 from dedup.perceptual import near_hashes
 from dedup.signature import Signatures, SignatureWriter, captions, load
-from dedup.spread import here, on_ray
+from dedup.spread import on_ray
+from dedup.suites import Framing
 from infra import metrics
 from infra.cluster import ClusterConfig
 from infra.lock import exclusive
@@ -28,9 +31,6 @@ from infra.logs import log, progress
 from infra.storage import Folder
 from shards.layout import DEDUP, RAW, REMOVED, SIGNATURES, Status
 from shards.manifest import Manifest
-
-FEW_PICTURES = 5_000
-"""Up to so many, this process does the work itself: sooner done than a worker is started."""
 
 _PAIRS_PER_LOOK = 8192
 
@@ -44,11 +44,11 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str,
         `rows_in` (the raw samples) = `kept` + `removed`, `by_status`, `by_reason`, `components` (of two
         samples or more), `largest_component` (in samples), `unhashed` (samples whose picture is too flat to
         have a hash that tells anything, compared by body alone); where embeddings are given `unembedded`
-        (samples that have none).
+        (samples that have none); where suites are given `test_sets` (of each its name and counts).
 
     Raises:
         UserError: `ingest` is not finished, another configuration, another process at work on the corpus,
-            embeddings that are missing or not sound, or faiss is.
+            embeddings that are missing or not sound, or faiss is; a suite without pictures.
         RunError: a raw shard cannot be read.
     """
     folder = Folder(corpus)
@@ -68,12 +68,13 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str,
         embeddings = (
             load_embeddings(config.semantic.embeddings, signatures.keys) if config.semantic.embeddings else None
         )
-        removals = _removals(folder, signatures, embeddings, config, cluster)
-        removed = outcome.table(signatures, removals)
+        overlap, shown = _overlap(folder, manifest, signatures, embeddings, config, cluster)
+        removals = _removals(folder, *hidden(signatures, embeddings, shown), config, cluster, shown)
+        removed = outcome.table(signatures, removals, overlap)
         buffer = io.BytesIO()
         pq.write_table(removed, buffer, compression="zstd")
         (folder / DEDUP).write(REMOVED, buffer.getvalue())
-        totals = outcome.totals(signatures, removals, embeddings, config)
+        totals = outcome.totals(signatures, removals, embeddings, config, overlap)
         manifest.finish(DEDUP, totals)
     for reason, count in totals["by_reason"].items():
         metrics.rows().inc(count, tags={"stage": DEDUP, "status": Status.FILTERED.value, "reason": reason})
@@ -91,13 +92,33 @@ def _write_signatures(folder: Folder, shards: Sequence[str], config: DedupConfig
             meter.advance(1, samples=samples)
 
 
+def _overlap(
+    folder: Folder,
+    manifest: Manifest,
+    signatures: Signatures,
+    embeddings: Embeddings | None,
+    config: DedupConfig,
+    cluster: ClusterConfig,
+) -> tuple[Overlap | None, npt.NDArray[np.bool_]]:
+    """Return what the samples have in common with test pictures, and which of them `[N]` show one: they go first."""
+    shown = np.zeros(len(signatures), bool)
+    if not config.decontaminate.suites:
+        return None, shown
+    look, framing = partial(thumbnails, folder, signatures, cluster=cluster), Framing.of(manifest.config(RAW))
+    found = find_overlap(signatures, embeddings, look, framing, config, cluster)
+    shown[found.contaminated(signatures).sample] = True
+    return found, shown
+
+
 def _removals(
     folder: Folder,
     signatures: Signatures,
     embeddings: Embeddings | None,
     config: DedupConfig,
     cluster: ClusterConfig,
+    shown: npt.NDArray[np.bool_],
 ) -> choose.Removals:
+    """Return who goes for whom, but for those that have gone already, since they show a test picture."""
     place = choose.rank(signatures, config)
     leader = same_body(signatures, place, config.unit) if config.exact else np.arange(len(signatures))
     hashed = config.perceptual & (leader == np.arange(len(signatures))) & (signatures.quality >= config.min_quality)
@@ -114,7 +135,7 @@ def _removals(
         removals = remove_near(removals, embeddings, place, config.semantic)
     if config.text.cap:
         texts = partial(captions, folder.url, signatures)
-        removals = remove_boilerplate(removals, signatures.caption_digest, place, texts, config.text)
+        removals = remove_boilerplate(removals, signatures.caption_digest, place, texts, config.text, shown)
     return removals
 
 
@@ -140,27 +161,10 @@ def _same_look(
 ) -> choose.SameLook:
     """Return the comparison of pictures by pixels, for `samples`."""
     samples = np.sort(samples)
-    thumbnails = np.empty((len(samples), same_look.THUMBNAIL_PX, same_look.THUMBNAIL_PX, 3), np.uint8)
-    rows = {
-        shard: np.flatnonzero(signatures.shard[samples] == number) for number, shard in enumerate(signatures.shards)
-    }
-    tasks = [(shard, _places(signatures, samples[at])) for shard, at in rows.items() if len(at)]
-    if len(samples) <= FEW_PICTURES:
-        done = here(confirm.Thumbnailer(folder.url), tasks)
-    else:
-        done = on_ray(confirm.Thumbnailer, (folder.url,), tasks, cluster)
-    with progress("dedup: looking again", len(samples), "pictures") as meter:
-        for (shard, places), pixels in done:
-            thumbnails[rows[shard]] = pixels
-            meter.advance(len(places))
+    pixels = thumbnails(folder, signatures, samples, cluster)
 
     def same(first: choose.Indices, second: choose.Indices) -> npt.NDArray[np.bool_]:
-        one, other = (thumbnails[np.searchsorted(samples, side)] for side in (first, second))
+        one, other = (pixels[np.searchsorted(samples, side)] for side in (first, second))
         return same_look.same(one, other, config.confirm_difference)
 
     return same
-
-
-def _places(signatures: Signatures, samples: choose.Indices) -> tuple[tuple[int, int], ...]:
-    offsets, sizes = signatures.image_offset[samples], signatures.image_bytes[samples]
-    return tuple(zip(offsets.tolist(), sizes.tolist(), strict=True))

@@ -18,7 +18,7 @@ from PIL import Image
 
 from infra.errors import RunError, UserError
 from infra.storage import Folder
-from shards.layout import DEDUP, RAW, SIGNATURES, Status
+from shards.layout import DEDUP, RAW, SIGNATURES, SOURCE_KEY, Status
 from shards.pdq import pdq
 from shards.sample import FORMATS, UNDECODABLE
 
@@ -49,12 +49,24 @@ SCHEMA = pa.schema(
 class SignatureWriter:
     """Makes the signatures of raw shards; a Ray actor holds one."""
 
-    def __init__(self, corpus: str, source_column: str | None = None) -> None:
+    def __init__(self, corpus: str, source_column: str | None = None, stage: str = RAW) -> None:
+        """Make those of `raw/`; those of another stage's shards can be had (`made`), but have no place."""
         folder = Folder(corpus)
-        self.raw, self.out, self.source_column = folder / RAW, folder / DEDUP / SIGNATURES, source_column
+        self.raw, self.out, self.source_column = folder / stage, folder / DEDUP / SIGNATURES, source_column
 
     def run(self, shard: str) -> int:
         """Write the signatures of one shard's samples, atomically; return how many there are.
+
+        Raises:
+            UserError, RunError: as `made`.
+        """
+        table, buffer = self.made(shard), io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        self.out.write(f"{shard}.parquet", buffer.getvalue())
+        return int(table.num_rows)
+
+    def made(self, shard: str) -> pa.Table:
+        """Return the signatures of one shard's samples, by their keys in `raw/`.
 
         Pictures that the sidecar has no PDQ hash of are read and hashed.
 
@@ -69,13 +81,9 @@ class SignatureWriter:
                 f"source_column: {self.raw.path(shard)}.parquet has no column '{self.source_column}'; name one that "
                 "`plan` passed through"
             )
-        wanted = [*_COLUMNS, *_HASH, *([self.source_column] if self.source_column else [])]
+        wanted = [*_COLUMNS, SOURCE_KEY, *_HASH, *([self.source_column] if self.source_column else [])]
         table = signatures(sidecar.read(columns=[name for name in wanted if name in there]), self.source_column)
-        table = self._hashed(shard, table)
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        self.out.write(f"{shard}.parquet", buffer.getvalue())
-        return int(table.num_rows)
+        return self._hashed(shard, table)
 
     def _hashed(self, shard: str, table: pa.Table) -> pa.Table:
         """Return signatures in which no sample lacks a PDQ hash."""
@@ -113,7 +121,7 @@ def signatures(sidecar: pa.Table, source_column: str | None = None) -> pa.Table:
     height = pc.cast(pc.coalesce(rows["original_height"], rows["height"], pa.scalar(0, pa.int32())), pa.int64())
     has_hash = "phash" in rows.column_names
     columns: dict[str, Any] = {
-        "key": rows["key"],
+        "key": rows[SOURCE_KEY] if SOURCE_KEY in rows.column_names else rows["key"],
         "sha256": _from_hex(rows["sha256"], _SHA256_BYTES),
         "phash": _from_hex(rows["phash"], HASH_BYTES) if has_hash else pa.nulls(len(rows), pa.binary(HASH_BYTES)),
         "phash_quality": rows["phash_quality"] if has_hash else pa.nulls(len(rows), pa.int16()),
@@ -164,7 +172,11 @@ class Signatures:
 
 def load(corpus: str, shards: Sequence[str], source_column: str | None = None) -> Signatures:
     """Read the signatures of `shards` (all must have been written)."""
-    tables = [_of_shard(corpus, shard, source_column) for shard in shards]
+    return of_tables(shards, [_of_shard(corpus, shard, source_column) for shard in shards])
+
+
+def of_tables(shards: Sequence[str], tables: Sequence[pa.Table]) -> Signatures:
+    """Return the signatures that are in `tables`, one for each of `shards`."""
     table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
     shard = np.repeat(np.arange(len(tables), dtype=np.int32), [part.num_rows for part in tables])
     keys = np.asarray(table["key"].to_pylist(), dtype=np.str_)

@@ -21,7 +21,7 @@ from infra.storage import Folder
 from shards.barred import Entry, Kind
 from shards.layout import DEDUP, FINAL, RAW, REMOVED, RETRY, Reason, Status, key_address, part_number, shard_name
 from shards.manifest import Manifest
-from shards.selection import REMOVED_REASON_PREFIX, removed_of
+from shards.selection import reason_of, removed_of
 from shards.tombstones import Removed
 from shards.writer import committed
 
@@ -138,9 +138,7 @@ def totals_after(manifest: Manifest, plan: Plan) -> dict[str, dict[str, Any]]:
     In `raw/` the rows count as filtered; the stages after it have never had them in.
     """
     gone, final = len(plan.removed), sum(one.final is not None for one in plan.removed)
-    duplicates = Counter(
-        REMOVED_REASON_PREFIX + plan.methods[one.key] for one in plan.removed if one.key in plan.methods
-    )
+    duplicates = Counter(reason_of(plan.methods[one.key]) for one in plan.removed if one.key in plan.methods)
     found: dict[str, dict[str, Any]] = {}
     for stage in (RAW, DEDUP, FINAL):
         totals = manifest.totals(stage)

@@ -106,12 +106,20 @@ def dedup(
     *,
     config: File = None,
     options: Annotated[DedupConfig, Flat] = DedupConfig(),
+    report_only: Annotated[
+        bool,
+        Parameter(negative=(), help="write nothing; say what the corpus has in common with --decontaminate.suites"),
+    ] = False,
     cluster: ClusterConfig = ClusterConfig(),
     json: Json = False,
 ) -> None:
-    """Find who is a duplicate of whom; nothing is deleted."""
+    """Find who is a duplicate of whom, and who shows a test picture; nothing is deleted."""
     settings = pipeline.stage_config(config, "dedup", options)
-    emit(pipeline.dedup(corpus, settings, pipeline.stage_config(config, "cluster", cluster)), json, show.stage)
+    where = pipeline.stage_config(config, "cluster", cluster)
+    if report_only:
+        emit(pipeline.overlap(corpus, settings, where), json, show.overlap)
+    else:
+        emit(pipeline.dedup(corpus, settings, where), json, show.stage)
 
 
 @app.command

@@ -67,6 +67,13 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str,
     return {"stage": "dedup", **run_dedup(corpus, config, cluster)}
 
 
+def overlap(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str, Any]:
+    """What a corpus has in common with test sets; nothing is written."""
+    from dedup.overlap import report_overlap
+
+    return report_overlap(corpus, config, cluster)
+
+
 def repack(corpus: str, config: RepackConfig, cluster: ClusterConfig) -> dict[str, Any]:
     """Kept samples to final shards."""
     from shards.repack import repack as run_repack

@@ -37,6 +37,8 @@ def stages(results: list[dict[str, Any]]) -> None:
             _add_stage(table, result)
     console.print(table)
     for result in results:
+        if "test_sets" in result:
+            console.print(_test_sets(result["test_sets"]))
         if "faults" in result:
             verify(result)
 
@@ -70,6 +72,32 @@ def accounting(result: dict[str, Any]) -> list[tuple[str, str, int]]:
     if lost - sum(reasons.values()):
         rows.append(("other", "", lost - sum(reasons.values())))
     return kept + rows
+
+
+def overlap(result: dict[str, Any]) -> None:
+    """Show what a corpus has in common with test sets."""
+    console.print(_test_sets(result["test_sets"]))
+    left = f", {_number(result['left'])} left by dedup" if "left" in result else ""
+    console.print(f"{result['corpus']}: {_number(result['samples'])} samples{left}", soft_wrap=True)
+
+
+def _test_sets(sets: list[dict[str, Any]]) -> Table:
+    """Return the table of test sets: their pictures, those with a copy in the corpus, and the samples concerned."""
+    is_left = any("samples_left" in one for one in sets)
+    names = ["pictures", "broken", "with a copy", "overlap", "samples", "by hash", "by embedding"]
+    names += ["with a copy left", "samples left"] if is_left else []
+    table = Table(title="test pictures in the corpus")
+    for name in ("test set", *names):
+        table.add_column(name, justify="left" if name == "test set" else "right")
+    for one in sets:
+        counts = [
+            _number(one[name]) for name in ("pictures", "broken", "with_copy", "samples", "samples_by_hash",
+                                            "samples_by_embedding")
+        ]  # fmt: skip
+        counts.insert(3, f"{one['with_copy'] / max(1, one['pictures']):.2%}")
+        counts += [_number(one[name]) for name in ("with_copy_left", "samples_left") if is_left]
+        table.add_row(escape(one["suite"]), *counts)
+    return table
 
 
 def verify(result: dict[str, Any]) -> None:

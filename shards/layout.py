@@ -22,6 +22,8 @@ RETRY = "retry"
 """Folder in raw/ with the parts of rows that were tried again."""
 EARLIER_STATUS, EARLIER_REASON = "earlier_status", "earlier_reason"
 """Columns of such a part: what the row ended as before."""
+EMBEDDED = "embeddings.json"
+"""Beside embeddings: of what they are, and by which model."""
 TOMBSTONES = "tombstones"
 """Folder in a corpus that says what was taken down."""
 ROW, SOURCE_KEY = "row", "source_key"
@@ -84,6 +86,7 @@ class Reason(StrEnum):
     DUPLICATE_PERCEPTUAL = "duplicate_perceptual"
     DUPLICATE_SEMANTIC = "duplicate_semantic"
     DUPLICATE_TEXT = "duplicate_text"
+    TEST_IMAGE = "test_image"
     # a take-down
     TAKEN_DOWN = "taken_down"
 

@@ -22,7 +22,7 @@ from shards.layout import DEDUP, RAW, REMOVED, Reason, Status
 from shards.placeholder import in_tar
 from shards.tombstones import Removed
 
-REMOVED_REASON_PREFIX = "duplicate_"
+_DUPLICATE = "duplicate_"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def select(
     removed: dict[str, int] = {}
     for key in keys:
         if key in methods:
-            reason = REMOVED_REASON_PREFIX + methods[key]
+            reason = reason_of(methods[key])
             removed[reason] = removed.get(reason, 0) + 1
     places = np.flatnonzero(~gone)
     kept = rows[places].astype(np.int64)
@@ -92,6 +92,11 @@ def select(
     bodies = zip(table["sha256"].take(pa.array(kept)).to_pylist(), (keys[place] for place in places), strict=True)
     digests = tuple(taken[key].sha256 if body is None and key in taken else body for body, key in bodies)
     return Kept(kept, places.astype(np.int64), of_tar.astype(np.int64), int(there.sum()), digests, removed)
+
+
+def reason_of(method: str) -> str:
+    """Return the reason for which samples that dedup removed by a method are not kept."""
+    return method if method == Reason.TEST_IMAGE else _DUPLICATE + method
 
 
 def removed_count(corpus: Folder) -> int:

@@ -25,14 +25,14 @@ from infra.lock import exclusive
 from infra.logs import log, progress
 from infra.storage import Folder
 from shards.index import Index, Shard, load_or_scan
-from shards.layout import SOURCE_KEY
+from shards.layout import EMBEDDED, SOURCE_KEY
 from shards.reads import Reader
 from shards.sample import FORMATS, IMAGES, UNDECODABLE, BadSampleError, parse
 from train.evaluate.run import BATCH, Encoder, load_model, square
 from train.model import DualEncoder
 from train.parallel import chosen_device
 
-RECORD = "embeddings.json"
+RECORD = EMBEDDED
 """What the files of a folder were made of and by; written first."""
 KEY, EMBEDDING = "key", "embedding"
 

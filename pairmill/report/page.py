@@ -9,10 +9,10 @@ from typing import Any
 import jinja2
 
 from infra.storage import Folder
-from pairmill.report import accounting, clusters, curves, facts, gallery, sheets, throughput, wording
+from pairmill.report import accounting, clusters, curves, facts, gallery, overlap, sheets, throughput, wording
 from pairmill.report.pictures import Album
 from pairmill.report.rows import Source
-from shards.layout import PLAN, RAW
+from shards.layout import DEDUP, PLAN, RAW
 from shards.manifest import Manifest
 
 HERE = Path(__file__).parent
@@ -65,6 +65,7 @@ def _content(corpus: Folder, run: Folder | None, manifest: Manifest, measured: M
         "kept_is_final": kept_is_final,
         "rejected": sheets.rejected(corpus, _reasons(manifest, stages), sources),
         "duplicates": duplicates,
+        "test_sets": overlap.test_sets(manifest.totals(DEDUP)),
         "throughput": throughput.throughput(corpus, sources),
         "large_curves": large,
         "small_curves": small,

@@ -46,6 +46,7 @@ REASONS = {
     "duplicate_exact": "the same bytes as another sample",
     "duplicate_perceptual": "the same picture as another sample, encoded anew",
     "duplicate_text": "too many samples have a caption that says nearly the same",
+    "test_image": "shows a picture that models are measured on",
     "duplicate_semantic": "a picture of the same thing as another sample's",
 }
 

@@ -110,7 +110,8 @@ class CorpusMaker:
         self.manifest.begin(DEDUP, Config())
         rows = [("000000003", "000000002", "perceptual", 12), ("000010002", "000000002", "exact", 0),
                 ("000020004", "000010004", "perceptual", 31), ("000020010", "000999999", "exact", 0)]  # fmt: skip
-        columns = [*zip(*rows, strict=True), [int(row[1]) for row in rows], [None] * len(rows)]
+        unknown = [[None] * len(rows)] * 3
+        columns = [*zip(*rows, strict=True), [int(row[1]) for row in rows], *unknown]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, REMOVED_SCHEMA, strict=True)]
         self._parquet(DEDUP, REMOVED, pa.Table.from_arrays(arrays, schema=REMOVED_SCHEMA))
         self.manifest.finish(DEDUP, self._deduplicated() | {"kept": SHARDS * (ROWS - len(FAILURES)) - 4, "removed": 4})
