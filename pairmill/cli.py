@@ -303,13 +303,18 @@ def export(
 @app.command
 def embed(
     checkpoint: Annotated[str, Parameter(help="run folder, or one checkpoint of it")],
-    folder: Annotated[str, Parameter(help="folder or URL with shards: raw/ or final/ of a corpus, or webdataset tars")],
+    folder: Annotated[
+        str,
+        Parameter(
+            help="folder or URL: raw/ or final/ of a corpus, webdataset tars, an evaluation suite, picture files"
+        ),
+    ],
     *,
     out: Annotated[str, Parameter(help="folder or URL for the embeddings, one parquet file a shard")],
     threads: Annotated[int, Parameter(help="threads that decode pictures")] = 8,
     json: Json = False,
 ) -> None:
-    """Write the image embeddings of every sample, for `dedup --semantic.embeddings`; goes on where it stopped."""
+    """Write the image embeddings of every sample, for `dedup`; goes on where it stopped."""
     from train.embed import embed as run_embed
 
     emit(run_embed(checkpoint, folder, out, threads=threads), json, show.mapping)

@@ -26,6 +26,7 @@ from train.augment import normalise
 from train.config import RunConfig
 from train.embed import RECORD, embed
 from train.evaluate.run import load_model, square
+from train.evaluate.suite import write_suite
 from train.launch import train
 
 MakeConfig = Callable[..., RunConfig]
@@ -129,3 +130,26 @@ def test_the_command_prints_what_was_done(
         main(["embed", str(run), str(corpus), "--out", str(tmp_path / "out"), "--threads", "2", "--json"])
     assert not ended.value.code
     assert json.loads(capsys.readouterr().out)["samples"] == 100
+
+
+def test_a_suite_is_embedded_by_the_keys_of_its_pictures_in_tars_and_in_files(
+    run: Path, tmp_path: Path, drawing: Draw
+) -> None:
+    one, other = drawing("red", "circle", 1), drawing("blue", "square", 2)
+    samples = [{"key": "s0", "png": one, "cls": 0}, {"key": "s1", "png": other, "cls": 0}]
+    write_suite(str(tmp_path / "tars"), samples, ["circle"], ["{c}"])
+    for name, body in (("a/one.png", one), ("two.PNG", other), ("b/broken.png", one[:60])):
+        (tmp_path / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "files" / name).write_bytes(body)
+    embed(run, str(tmp_path / "tars"), str(tmp_path / "of tars"))
+    result = embed(run, str(tmp_path / "files"), str(tmp_path / "of files"))
+    assert (result["shards"], result["samples"], result["undecodable"]) == (1, 2, 1)
+    by_key, by_path = rows(tmp_path / "of tars"), rows(tmp_path / "of files")
+    assert (list(by_key), list(by_path)) == (["s0", "s1"], ["a/one.png", "two.PNG"])
+    assert np.allclose(list(by_key.values()), list(by_path.values()), atol=2e-3)
+    (tmp_path / "files" / "new.png").write_bytes(one)
+    with pytest.raises(UserError, match=r"another folder or model \(files_sha256: "):
+        embed(run, str(tmp_path / "files"), str(tmp_path / "of files"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no shards here .* and no picture files"):
+        embed(run, str(tmp_path / "empty"), str(tmp_path / "of nothing"))
