@@ -29,7 +29,7 @@ from infra.errors import UserError
 from infra.logs import log
 
 Thumbnailing = Callable[[Indices], Thumbnails]
-"""Returns the thumbnails `[n, 32, 32, 3]` of samples `[n]`, which are in order."""
+"""Returns the thumbnails `[n, 64, 64, 3]` of samples `[n]`, which are in order."""
 
 _HASHES_AT_ONCE, _DIGESTS_AT_ONCE, _LOOKS_AT_ONCE, _EMBEDDINGS_AT_ONCE = 1 << 22, 1 << 20, 8192, 4096
 
