@@ -27,7 +27,7 @@ class SemanticConfig(Config):
         ge=0,
         description="nearest clusters that an embedding is compared with, beside its own; more miss fewer pairs",
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of k-means")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of k-means, and of who is drawn for `sheet`")
     block: int = knob(2048, "embeddings compared with as many others at a time", ge=1, le=65_536)
 
 
@@ -132,6 +132,13 @@ class DedupConfig(Config):
         (), description="values of that column in the order of preference; all others come after them"
     )
     semantic: SemanticConfig = Field(SemanticConfig(), description="samples with close embeddings")
+    sheet: int = knob(
+        2000,
+        "samples drawn and compared with all, so that the report can show pairs at the thresholds and just beyond "
+        "them; 0: none",
+        ge=0,
+        le=100_000,
+    )
     text: TextConfig = Field(TextConfig(), description="captions that say nearly the same under many pictures")
     decontaminate: DecontaminateConfig = Field(DecontaminateConfig(), description="samples that show a test picture")
 

@@ -24,6 +24,7 @@ from dedup.perceptual import near_hashes
 from dedup.signature import Signatures, SignatureWriter, captions, load
 from dedup.spread import on_ray
 from dedup.suites import Framing
+from dedup.thresholds import Sheet
 from infra import metrics
 from infra.cluster import ClusterConfig
 from infra.lock import exclusive
@@ -69,7 +70,10 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str,
             load_embeddings(config.semantic.embeddings, signatures.keys) if config.semantic.embeddings else None
         )
         overlap, shown = _overlap(folder, manifest, signatures, embeddings, config, cluster)
-        removals = _removals(folder, *hidden(signatures, embeddings, shown), config, cluster, shown)
+        told, sheet = hidden(signatures, embeddings, shown), Sheet(config, cluster)
+        removals = _removals(folder, *told, config, cluster, shown, sheet)
+        look = partial(_same_look, folder, signatures, cluster=cluster, config=config) if config.confirm else None
+        sheet.write(folder / DEDUP, *told, look)
         removed = outcome.table(signatures, removals, overlap)
         buffer = io.BytesIO()
         pq.write_table(removed, buffer, compression="zstd")
@@ -117,6 +121,7 @@ def _removals(
     config: DedupConfig,
     cluster: ClusterConfig,
     shown: npt.NDArray[np.bool_],
+    sheet: Sheet,
 ) -> choose.Removals:
     """Return who goes for whom, but for those that have gone already, since they show a test picture."""
     place = choose.rank(signatures, config)
@@ -124,6 +129,7 @@ def _removals(
     hashed = config.perceptual & (leader == np.arange(len(signatures))) & (signatures.quality >= config.min_quality)
     groups = choose.by_hash(signatures.phash, np.flatnonzero(hashed), place)
     pairs = near_hashes(groups.hashes, config.distance, cluster)
+    sheet.look_at_hashes(groups)
     near = groups.near(pairs)
     log.info("dedup: %d pairs of hashes within distance %d, of %d", len(pairs), config.distance, len(groups.hashes))
     look = _same_look(folder, signatures, near, cluster, config) if config.confirm else _always
@@ -132,6 +138,7 @@ def _removals(
     links = choose.link_near_hashes(leaders, pairs, same, _PAIRS_PER_LOOK)
     removals = choose.choose(leader, followers, links, place, same)
     if embeddings is not None:
+        sheet.look_at_embeddings(embeddings, np.flatnonzero(removals.kept == choose.NOBODY))
         removals = remove_near(removals, embeddings, place, config.semantic)
     if config.text.cap:
         texts = partial(captions, folder.url, signatures)
