@@ -23,6 +23,7 @@ from dedup.near_embeddings import remove_near
 from dedup.perceptual import near_hashes
 from dedup.signature import Signatures, SignatureWriter, captions, load
 from dedup.spread import on_ray
+from dedup.statistics import giant, statistics
 from dedup.suites import Framing
 from dedup.thresholds import Sheet
 from infra import metrics
@@ -39,13 +40,14 @@ _PAIRS_PER_LOOK = 8192
 def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str, Any]:
     """Write `dedup/removed.parquet`: which samples `repack` is to leave out, for which other one, and why.
 
-    Nothing is deleted. The outcome is the same however the work was cut up, and after any interruption.
+    `dedup/thresholds.parquet` beside it has pairs to choose the thresholds by. Nothing is deleted. The outcome is the
+    same however the work was cut up, and after any interruption.
 
     Returns:
         `rows_in` (the raw samples) = `kept` + `removed`, `by_status`, `by_reason`, `components` (of two
         samples or more), `largest_component` (in samples), `unhashed` (samples whose picture is too flat to
-        have a hash that tells anything, compared by body alone); where embeddings are given `unembedded`
-        (samples that have none); where suites are given `test_sets` (of each its name and counts).
+        have a hash that tells anything, compared by body alone), what `dedup.statistics` adds; where embeddings are
+        given `unembedded` (samples that have none); where suites are given `test_sets` (of each its name and counts).
 
     Raises:
         UserError: `ingest` is not finished, another configuration, another process at work on the corpus,
@@ -79,6 +81,9 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str,
         pq.write_table(removed, buffer, compression="zstd")
         (folder / DEDUP).write(REMOVED, buffer.getvalue())
         totals = outcome.totals(signatures, removals, embeddings, config, overlap)
+        totals |= statistics(signatures.keys, removals.component, removed)
+        if warning := giant(totals):
+            log.warning("dedup: %s", warning)
         manifest.finish(DEDUP, totals)
     for reason, count in totals["by_reason"].items():
         metrics.rows().inc(count, tags={"stage": DEDUP, "status": Status.FILTERED.value, "reason": reason})

@@ -22,7 +22,7 @@ from infra.logs import log, progress
 from infra.storage import Folder
 from shards import tombstones
 from shards.barred import Entry
-from shards.layout import DEDUP, FINAL, PLAN, RAW, REMOVED, RETRY, SIGNATURES, TOMBSTONES
+from shards.layout import DEDUP, FINAL, PLAN, RAW, REMOVED, RETRY, SIGNATURES, THRESHOLDS, TOMBSTONES
 from shards.manifest import Manifest
 from shards.remove import update_index
 from shards.tombstones import Tombstone
@@ -103,7 +103,7 @@ def _carry_out(folder: Folder, tombstone: Tombstone, cluster: ClusterConfig) -> 
             if stage in places:
                 places[stage][shard] = found
             meter.advance(1)
-    _shorten_list(folder, [one.key for one in tombstone.removed])
+    _shorten_lists(folder, [one.key for one in tombstone.removed])
     for stage, shards in places.items():
         update_index(folder / stage, sorted(shards))
     Manifest.existing(folder).amend(tombstone.totals)
@@ -113,17 +113,19 @@ def _carry_out(folder: Folder, tombstone: Tombstone, cluster: ClusterConfig) -> 
     tombstones.finish(folder, tombstone.number, done)
 
 
-def _shorten_list(folder: Folder, keys: Sequence[str]) -> None:
-    """Take samples that were themselves to go as duplicates out of dedup's list."""
-    place = folder / DEDUP
-    if not place.exists(REMOVED):
-        return
-    table = pq.read_table(io.BytesIO(place.read(REMOVED)))
-    left = table.filter(pc.invert(pc.is_in(table["key"], pa.array(keys, pa.string()))))
-    if len(left) < len(table):
-        buffer = io.BytesIO()
-        pq.write_table(left, buffer, compression="zstd")
-        place.write(REMOVED, buffer.getvalue())
+def _shorten_lists(folder: Folder, keys: Sequence[str]) -> None:
+    """Take samples that were themselves to go as duplicates, or are in a pair to look at, out of dedup's lists."""
+    place, gone = folder / DEDUP, pa.array(keys, pa.string())
+    for name, columns in ((REMOVED, ("key",)), (THRESHOLDS, ("key", "other_key"))):
+        if not place.exists(name):
+            continue
+        table = left = pq.read_table(io.BytesIO(place.read(name)))
+        for column in columns:
+            left = left.filter(pc.invert(pc.is_in(left[column], gone)))
+        if len(left) < len(table):
+            buffer = io.BytesIO()
+            pq.write_table(left, buffer, compression="zstd")
+            place.write(name, buffer.getvalue())
 
 
 def _result(plan: Plan, tombstone: Tombstone | None, ended: Tombstone | None = None) -> dict[str, Any]:

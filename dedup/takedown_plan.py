@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from dedup.outcome import TEXT
 from dedup.spread import few_or_on_ray
+from dedup.statistics import without
 from dedup.takedown_match import Match, Matcher, ShardOf, all_shards, with_raw_keys
 from infra.cluster import ClusterConfig
 from infra.logs import progress
@@ -153,6 +154,8 @@ def totals_after(manifest: Manifest, plan: Plan) -> dict[str, dict[str, Any]]:
         for name, less in (("kept", gone - duplicates.total()), ("removed", duplicates.total()), ("samples", final)):
             if name in totals:
                 totals[name] -= less
+        if "largest_components" in totals:
+            totals["largest_components"] = without(totals["largest_components"], {one.key for one in plan.removed})
         if stage == FINAL and final:
             totals["holes"] = totals.get("holes", 0) + final
         found[stage] = totals

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
@@ -21,12 +22,13 @@ from dedup.config import DedupConfig
 from dedup.run import dedup
 from dedup.signature import load
 from dedup.takedown import remove
+from dedup.thresholds import SCHEMA as PAIRS_SCHEMA
 from infra.cluster import session
 from infra.errors import RunError, UserError
 from infra.lock import exclusive
 from infra.storage import Folder
 from shards import tombstones
-from shards.layout import DEDUP, FINAL, INDEX, PLAN, RAW, REMOVED, part_name
+from shards.layout import DEDUP, FINAL, INDEX, PLAN, RAW, REMOVED, THRESHOLDS, part_name
 from shards.manifest import Manifest
 from shards.repack import RepackConfig, repack
 from shards.repair import repair
@@ -238,6 +240,7 @@ from contextlib import contextmanager
 from infra.storage import Folder
 from infra.cluster import ClusterConfig
 from dedup.takedown import remove
+from dedup.thresholds import SCHEMA as PAIRS_SCHEMA
 left, whole = int(sys.argv[3]), sys.argv[4] == "after"
 create = Folder.create
 
@@ -380,3 +383,23 @@ def test_another_process_at_work_is_said(corpus: Folder, listed: Listed) -> None
         remove(corpus.url, listed("key 000020005"), LOCAL)
     with pytest.raises(UserError, match=r"no corpus here"):
         remove(corpus.url + "/nowhere", listed("key 000020005"), LOCAL)
+
+
+def test_what_goes_is_in_no_pair_to_look_at_and_named_by_no_total(corpus: Folder, listed: Listed) -> None:
+    """The stage's own pairs are none here, so some are written; the copy of row 11 goes with it."""
+    keys = [row_of(1, row)[0]["key"] for row in range(4)]
+    going = row_of(0, 11)[0]["key"]
+    pairs = [(keys[0], keys[1]), (going, keys[2]), (keys[3], going)]
+    rows = [
+        {"key": one, "other_key": other, "method": "perceptual", "side": "within", "distance": 31}
+        for one, other in pairs
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA), buffer)
+    (corpus / DEDUP).write(THRESHOLDS, buffer.getvalue())
+    assert going in Manifest.existing(corpus).totals(DEDUP)["largest_components"][0]["keys"]
+    remove(corpus.url, listed(f"key {going}"), LOCAL)
+    left = pq.read_table(io.BytesIO((corpus / DEDUP).read(THRESHOLDS)))
+    assert left.select(["key", "other_key"]).to_pylist() == [{"key": keys[0], "other_key": keys[1]}]
+    assert left.schema == PAIRS_SCHEMA
+    assert Manifest.existing(corpus).totals(DEDUP)["largest_components"][0]["keys"] == []
