@@ -70,11 +70,11 @@ def duplicates(corpus: Folder, album: Album, sources: list[Source]) -> Duplicate
     chosen = _chosen(table, groups)
     rows = {key: table.filter(pc.equal(table["kept_key"], key)).to_pylist() for key in chosen}
     shown = {key: sorted(rows[key], key=lambda row: (row["distance"], row["key"]))[-MEMBERS:] for key in chosen}
-    members = _members(raw, [*chosen, *(row["key"] for one in shown.values() for row in one)], album)
+    found = members(raw, [*chosen, *(row["key"] for one in shown.values() for row in one)], album)
     clusters = tuple(
         Cluster(
-            members[key],
-            tuple(_removed(members[row["key"]], row) for row in shown[key]),
+            found[key],
+            tuple(_removed(found[row["key"]], row) for row in shown[key]),
             len(rows[key]) - len(shown[key]),
         )
         for key in chosen
@@ -110,7 +110,7 @@ def _chosen(table: pa.Table, groups: pa.StructArray) -> list[str]:
     return list(chosen)
 
 
-def _members(raw: Source, keys: Sequence[str], album: Album) -> dict[str, Member]:
+def members(raw: Source, keys: Sequence[str], album: Album) -> dict[str, Member]:
     """Return samples by key; the pictures are taken in the order of `keys`."""
     rows: dict[str, tuple[str, dict[str, Any]]] = {}
     for shard, numbers in _by_shard(keys):

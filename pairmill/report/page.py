@@ -9,7 +9,19 @@ from typing import Any
 import jinja2
 
 from infra.storage import Folder
-from pairmill.report import accounting, clusters, curves, facts, gallery, overlap, sheets, throughput, wording
+from pairmill.report import (
+    accounting,
+    clusters,
+    components,
+    curves,
+    facts,
+    gallery,
+    overlap,
+    sheets,
+    thresholds,
+    throughput,
+    wording,
+)
 from pairmill.report.pictures import Album
 from pairmill.report.rows import Source
 from shards.layout import DEDUP, PLAN, RAW
@@ -66,6 +78,8 @@ def _content(corpus: Folder, run: Folder | None, manifest: Manifest, measured: M
         "rejected": sheets.rejected(corpus, _reasons(manifest, stages), sources),
         "duplicates": duplicates,
         "test_sets": overlap.test_sets(manifest.totals(DEDUP)),
+        "thresholds": thresholds.thresholds(corpus, manifest, album, sources),
+        "statistics": components.statistics(corpus, manifest, album, sources),
         "throughput": throughput.throughput(corpus, sources),
         "large_curves": large,
         "small_curves": small,
