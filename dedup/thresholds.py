@@ -1,9 +1,9 @@
 """Pairs at the thresholds and just beyond them, for a person who is to choose them by looking: `thresholds.parquet`.
 
 Beyond a threshold nobody knows the pairs, and all of them would cost more than the stage. So some samples are drawn and
-compared with all. That grows with the corpus alone: of 400 million hashes, 2,000 drawn ones are looked for in about an
-hour of one core's time, where all pairs within take some hundred times that; with as many embeddings of 512 numbers it
-is a tenth of the products that k-means needs for its 20,000 clusters.
+compared with all, which grows with the corpus alone. A hash takes 2.6 microseconds: 400 million 20 minutes of one core,
+where all pairs within take hours (`benchmarks/threshold_sheet.py`). An embedding takes a product with each drawn one,
+2,000 by default; clusters of the same 400 million need 160,000 each.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
     ]
 )
 _HASHES_AT_ONCE = 1 << 20
+_COSINES_AT_ONCE = 1 << 22
 _BY_KEY = [("key", "ascending"), ("other_key", "ascending")]
 
 Look = Callable[[Indices], SameLook]
@@ -128,14 +129,15 @@ def at_distance(groups: HashGroups, config: DedupConfig, cluster: ClusterConfig)
 def at_cosine(embeddings: Embeddings, samples: Indices, config: DedupConfig) -> Drawn:
     """Draw pairs of `samples` whose embeddings lie up to 0.02 within the threshold of their cosine, or beyond it.
 
-    Memory: `semantic.block` times `sheet` cosines.
+    Memory: at most four million cosines at a time, and a pair for each of them at worst.
     """
     samples = samples[embeddings.has[samples]]
     some = samples[_some(len(samples), config)]
     draw, semantic = Draw(len(some), config.semantic.seed), config.semantic
     columns = embeddings.vectors[some].astype(np.float32).T
-    for at in range(0, len(samples), semantic.block):
-        rows = samples[at : at + semantic.block]
+    together = max(1, min(semantic.block, _COSINES_AT_ONCE // max(1, len(some))))
+    for at in range(0, len(samples), together):
+        rows = samples[at : at + together]
         cosines = (embeddings.vectors[rows].astype(np.float32) @ columns).ravel()
         hits = np.flatnonzero((cosines >= semantic.threshold - COSINE) & (cosines < semantic.threshold + COSINE))
         row, column = np.divmod(hits, len(some))
