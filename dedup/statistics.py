@@ -37,8 +37,8 @@ def statistics(
     """
     sizes = np.bincount(component, minlength=1)
     return {
-        "distances": _counted(removed.filter(pc.equal(removed["method"], PERCEPTUAL))["distance"]),
-        "cosines": _steps(removed.filter(pc.equal(removed["method"], SEMANTIC))["cosine"]),
+        "distances": _counted(removed["distance"].filter(pc.equal(removed["method"], PERCEPTUAL))),
+        "cosines": _steps(removed["cosine"].filter(pc.equal(removed["method"], SEMANTIC))),
         "component_sizes": _by_size(sizes),
         "largest_components": [_told(keys, component, int(one), removed) for one in _largest(sizes)],
     }
@@ -56,8 +56,8 @@ def giant(totals: Mapping[str, Any]) -> str:
 
 
 _MENDS = {
-    PERCEPTUAL: "a giant component is the sign of a bad threshold; choose a lower distance, or leave confirm on",
-    SEMANTIC: "a giant component is the sign of a bad threshold; choose a higher semantic.threshold",
+    PERCEPTUAL: "a giant component is the sign of a bad threshold; choose a lower --distance, and leave --confirm on",
+    SEMANTIC: "a giant component is the sign of a bad threshold; choose a higher --semantic.threshold",
     EXACT: "nearly all of them have the same body, so it is likely a placeholder that hosts send in place of pictures; "
     "no threshold joins those",
 }

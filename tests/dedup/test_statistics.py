@@ -71,8 +71,8 @@ def test_distances_and_cosines_are_counted_by_what_samples_went_for() -> None:
     ("size", "rows", "methods", "says"),
     [
         (100, 200, {"perceptual": 99}, ""), (101, 10_100, {"perceptual": 99}, ""),
-        (102, 10_100, {"exact": 40, "perceptual": 60}, "lower distance"),
-        (102, 200, {"semantic": 60, "exact": 1}, "higher semantic.threshold"),
+        (102, 10_100, {"exact": 40, "perceptual": 60}, "lower --distance"),
+        (102, 200, {"semantic": 60, "exact": 1}, "higher --semantic.threshold"),
         (102, 200, {"exact": 101}, "placeholder"),
     ],
 )  # fmt: skip
