@@ -15,7 +15,6 @@ from pairmill.report.rows import Source
 from pairmill.report.wording import number
 from shards.layout import DEDUP, RAW
 from shards.manifest import Manifest
-from shards.selection import REMOVED_REASON_PREFIX
 
 PICTURES = 6
 """Pictures shown of each of the largest components."""
@@ -66,7 +65,7 @@ def statistics(corpus: Folder, manifest: Manifest, album: Album, sources: list[S
 
 
 def _methods(reasons: Mapping[str, int], rows: int) -> list[tuple[str, int, float]]:
-    found = [(name.removeprefix(REMOVED_REASON_PREFIX).replace("_", " "), count) for name, count in reasons.items()]
+    found = [(name.removeprefix("duplicate_").replace("_", " "), count) for name, count in reasons.items()]
     return [(name, count, count / rows) for name, count in sorted(found, key=lambda one: -one[1])]
 
 
