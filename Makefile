@@ -58,6 +58,11 @@ $(VENV)/mosaicml-streaming/.installed: $(VENV)/.installed-dev
 		--target $(@D) mosaicml-streaming==0.13.0
 	@touch $@
 
+$(VENV)/imagededup/.installed: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(@D) imagededup==0.3.3.post2
+	@touch $@
+
 test-webdataset-1: install-dev $(VENV)/webdataset-1/.installed   ## the stream's tests under webdataset 1.x
 	PYTHONPATH=$(VENV)/webdataset-1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/shards \
 		tests/train/test_batches.py $(PYTEST_ARGS)
@@ -74,7 +79,7 @@ format: install-dev
 
 BENCH_PARTS := $(addprefix benchmarks/,photographs.py peers.py tiny_shards.py)
 
-bench: install-dev $(VENV)/webdataset-1/.installed $(VENV)/mosaicml-streaming/.installed
+bench: install-dev $(VENV)/webdataset-1/.installed $(VENV)/mosaicml-streaming/.installed $(VENV)/imagededup/.installed
 bench:                                 ## every benchmark that needs no accelerator; results on standard output
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[s3,dev,bench]'
 	for script in $(filter-out $(BENCH_PARTS),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done

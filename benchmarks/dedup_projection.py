@@ -45,17 +45,22 @@ DECODED = 200
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method asks for: CPU seconds that are spread and that are not, and bytes."""
+    """What a method asks for: CPU seconds by how far they are spread, and bytes."""
 
-    spread_s: float
-    alone_s: float = 0.0
+    spread_s: float  # over the cores of all nodes
+    alone_s: float = 0.0  # in one process, on one core
+    one_node_s: float = 0.0  # over the cores of one node
     driver_bytes: float = 0.0
     node_bytes: float = 0.0
     shuffled_bytes_per_node: float = 0.0
 
+    @property
+    def cpu_hours(self) -> float:
+        return (self.spread_s + self.one_node_s + self.alone_s) / 3600
+
     def on(self, nodes: int, cores: int) -> dict[str, float]:
         return {
-            "hours": (self.spread_s / (nodes * cores) + self.alone_s) / 3600,
+            "hours": (self.spread_s / (nodes * cores) + self.one_node_s / cores + self.alone_s) / 3600,
             "of_which_alone_hours": self.alone_s / 3600,
             "driver_GB": self.driver_bytes / 1e9,
             "node_GB": self.node_bytes / 1e9,
@@ -148,7 +153,8 @@ def of_embeddings(samples: int, width: int, neighbours: int) -> Cost:
     searched, compared = products(size, neighbours)
     searched_then, compared_then = products(samples, neighbours)
     return Cost(
-        assigning / searched * searched_then + comparing / compared * compared_then,
+        0,
+        one_node_s=assigning / searched * searched_then + comparing / compared * compared_then,
         driver_bytes=samples * (2 * width + 4 * (1 + neighbours)) + 8 * ASSIGNED_AT_ONCE * samples**0.5,
     )
 
@@ -200,7 +206,7 @@ def main() -> None:
     }
     result = {
         "samples": samples, "cores": options.cores, "measured": options.measured, "ratio_of_pairs": ratio,
-        "cpu_hours": {name: (cost.spread_s + cost.alone_s) / 3600 for name, cost in costs.items()},
+        "cpu_hours": {name: cost.cpu_hours for name, cost in costs.items()},
         "nodes": {
             nodes: {name: cost.on(nodes, options.cores) for name, cost in costs.items()} for nodes in options.nodes
         },

@@ -1,4 +1,4 @@
-"""The peers that stream and trainer are measured beside, each in a folder of its own.
+"""The peers that stream, trainer and dedup are measured beside, each in a folder of its own.
 
 They would not share our environment. `make bench` puts them there; by hand it is one line, which is printed when a
 peer is missing.
@@ -21,6 +21,8 @@ WEBDATASET_FOLDER = Path(sys.prefix) / "webdataset-1"
 STREAMING_FOLDER = Path(sys.prefix) / "mosaicml-streaming"
 OPEN_CLIP = "open_clip_torch==3.3.0"
 OPEN_CLIP_FOLDER = Path(sys.prefix) / "open-clip"
+IMAGEDEDUP = "imagededup==0.3.3.post2"
+IMAGEDEDUP_FOLDER = Path(sys.prefix) / "imagededup"
 
 
 def found(folder: Path, package: str, requirement: str) -> Path:
@@ -36,12 +38,29 @@ def found(folder: Path, package: str, requirement: str) -> Path:
 def py1e(folder: Path) -> Callable[..., Any]:
     """Return Streaming's `get_shuffle_py1e`, loaded alone: the package itself imports the clients of every cloud."""
     root = found(folder, "streaming", STREAMING) / "streaming"
-    for name, path in (("streaming", root), ("streaming.base", root / "base")):
+    _empty_packages({"streaming": root, "streaming.base": root / "base"})
+    shuffle: Callable[..., Any] = importlib.import_module("streaming.base.shuffle.py1e").get_shuffle_py1e
+    return shuffle
+
+
+def imagededup_phash(folder: Path) -> Any:
+    """Return imagededup's `PHash`, loaded alone: the package itself imports a neural network and a plotter.
+
+    An empty class stands for its search, which is not used.
+    """
+    root = found(folder, "imagededup", IMAGEDEDUP) / "imagededup"
+    _empty_packages({"imagededup": root, "imagededup.methods": root / "methods", "imagededup.utils": root / "utils"})
+    search = types.ModuleType("imagededup.handlers.search.retrieval")
+    search.HashEval = type("HashEval", (), {})  # type: ignore[attr-defined]
+    sys.modules[search.__name__] = search
+    return importlib.import_module("imagededup.methods.hashing").PHash()
+
+
+def _empty_packages(folders: dict[str, Path]) -> None:
+    for name, path in folders.items():
         package = types.ModuleType(name)
         package.__path__ = [str(path)]
         sys.modules[name] = package
-    shuffle: Callable[..., Any] = importlib.import_module("streaming.base.shuffle.py1e").get_shuffle_py1e
-    return shuffle
 
 
 def open_clip_class(folder: Path) -> Any:

@@ -8,17 +8,14 @@ are those within 10 of 64 bits, their usual limit, and within the largest distan
 a pair (-1: some have equal hashes). Prints one JSON object; ratios are our mean recall over the seven ways to the
 better peer's (null where it finds nothing).
 
-    PYTHONPATH=DIR_WITH_IMAGEDEDUP python benchmarks/planted_copies.py [--pictures DIR ...] [--count 10000]
+    python benchmarks/planted_copies.py [--pictures DIR ...] [--count 10000] [--copied 1000]
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import io
 import json
-import sys
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from typing import Any
 import imagehash
 import numpy as np
 import numpy.typing as npt
+from peers import IMAGEDEDUP, IMAGEDEDUP_FOLDER, imagededup_phash
 from PIL import Image, ImageDraw, ImageEnhance
 
 from dedup.config import DedupConfig
@@ -155,16 +153,6 @@ def _png(picture: Image.Image) -> bytes:
     return data.getvalue()
 
 
-def imagededup_hash() -> Callable[[Image.Image], int]:
-    """Return imagededup's PHash; its neural half, which would want torchvision, is not imported."""
-    for module, name in (("methods.cnn", "CNN"), ("utils.models", "CustomModel")):
-        neural = types.ModuleType(f"imagededup.{module}")
-        setattr(neural, name, None)
-        sys.modules[neural.__name__] = neural
-    encoder = importlib.import_module("imagededup.methods").PHash()
-    return lambda picture: int(encoder.encode_image(image_array=np.asarray(picture)), 16)
-
-
 def as_256(values: list[int]) -> Hashes:
     """Return 64-bit hashes as 256-bit ones in which the other bits are 0, `[N, 4]`."""
     hashes = np.zeros((len(values), 4), np.uint64)
@@ -213,7 +201,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, nargs="*", default=[])
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--copied", type=int, default=1_000)
+    parser.add_argument("--imagededup", type=Path, default=IMAGEDEDUP_FOLDER, help=f"folder with {IMAGEDEDUP}")
     options = parser.parse_args()
+    imagededup = imagededup_phash(options.imagededup)
     originals = distinct(pictures(options.pictures), options.count)
     copied = np.sort(np.random.default_rng(SEED).permutation(len(originals))[: options.copied])
     copies = {way: [change(originals[at]) for at in copied.tolist()] for way, change in WAYS.items()}
@@ -221,7 +211,9 @@ def main() -> None:
     ours = {f"within_{bits}": of_ours(seen, copied, seen_copies, bits) for bits in DISTANCES}
     peers = {
         "imagehash": of_peer(lambda picture: int(str(imagehash.phash(picture)), 16), originals, copied, copies),
-        "imagededup": of_peer(imagededup_hash(), originals, copied, copies),
+        "imagededup": of_peer(
+            lambda picture: int(imagededup.encode_image(image_array=np.asarray(picture)), 16), originals, copied, copies
+        ),
     }
     best = {name: max(peer[name]["mean"] for peer in peers.values()) for name in ("at_10", "without_false_pairs")}
     ratios = {
