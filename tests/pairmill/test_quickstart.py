@@ -92,7 +92,7 @@ def test_every_row_ended_as_the_sample_web_means_it_to(finished: Path) -> None:
         for row in pq.read_table(path).to_pylist():
             became.setdefault(row["url"], []).append((row.get("status") or "filtered", row["reason"]))
     wrong = Counter(
-        row["kind"]
+        (row["kind"], *became.get(row["url"], []))
         for row in expected
         if not any(
             row["expected_status"] in (None, status) and row["expected_reason"] in (None, reason)
