@@ -87,7 +87,7 @@ class DecontaminateConfig(Config):
 class DedupConfig(Config):
     """Which samples count as the same picture, and which of them stays.
 
-    The defaults were chosen on 4,564 distinct emoji pictures on white and copies of them (see `confirm.py`).
+    The defaults were chosen on 10,000 distinct pictures and copies of them (see `confirm.py`).
     """
 
     exact: bool = Field(True, description="find samples whose bodies are equal to the byte")
@@ -109,7 +109,7 @@ class DedupConfig(Config):
         True, description="compare the pictures themselves wherever hashes are close, before one is removed"
     )
     confirm_difference: float = Field(
-        22.0,
+        18.0,
         ge=0,
         le=255,
         description="largest difference of two 32x32 thumbnails where they differ most (mean of the worst "

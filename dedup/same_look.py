@@ -4,8 +4,9 @@ One of the two is brought to the other in each of these ways, and what then is l
 everywhere. A picture that differs in a detail is another picture: the worst pixels decide, not the mean.
 
 Brightness, contrast and saturation are taken from the pair by least squares, within bounds that keep a dark and a light
-picture apart. What is cropped is tried, up to 5% a side. A label is a small rectangle, off the middle, outside of which
-nothing differs.
+picture apart. How much is cropped, up to 5% a side, is what brings the mean brightness of columns and of rows closest.
+A label is a small rectangle, off the middle, that differs nearly everywhere, and outside of which nothing does: other
+writing in one place is no label, as far as 64 pixels tell.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ MOST_LABEL = 0.08
 LEAST_OFF_CENTRE = 0.35
 """How far the middle of a label has to be from that of the picture, in widths or in heights."""
 _SIDE_PX = 32
-_WHOLE = (0.0, 0.0, 0.0, 0.0)
-_CROPS = tuple((share,) * 4 for share in (0.0125, 0.025, 0.0375, 0.05)) + tuple(
-    tuple(0.05 * (side == cut) for side in range(4)) for cut in range(4)
-)
-"""Shares of the picture's width or height that are cut off: left, top, right, bottom."""
+MOST_CROPPED = 0.05
+"""Share of the picture's width or height that may be cut off at a side."""
+LEAST_FILLED = 0.7
+"""Share of a label's pixels that differ."""
+_CUTS = np.linspace(0, MOST_CROPPED, 9)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-_GAIN, _BIAS, _SATURATION = (0.75, 1.35), (-40.0, 40.0), (0.7, 1.4)
+_GAIN, _BIAS, _SATURATION = (0.82, 1.22), (-25.0, 25.0), (0.75, 1.35)
 _GREY_GAIN, _GREY_BIAS = (0.93, 1.07), (-8.0, 8.0)
 """A copy in grey has the brightness of the coloured one, where a black heart has not that of a red one."""
 _GREY_CHROMA = 6.0
@@ -55,12 +56,16 @@ def same(first: Thumbnails, second: Thumbnails, most: float) -> Bools:
     for at in range(0, len(first), _AT_ONCE):
         one, other = (_planes(side[at : at + _AT_ONCE]) for side in (first, second))
         part = found[at : at + len(one)]
-        part[:] = _worst(_gaps(_view(one, _WHOLE), _view(other, _WHOLE))) <= most
-        for crop in (_WHOLE, *_CROPS):
-            for source, copy in ((one, other), (other, one)):
-                left = np.flatnonzero(~part)
-                if len(left):
-                    part[left] = _is_copy(_view(source[left], crop), _view(copy[left], _WHOLE), crop == _WHOLE, most)
+        whole, other_whole = _whole(one), _whole(other)
+        part[:] = _worst(_gaps(whole, other_whole)) <= most
+        for source, copy in ((whole, other_whole), (other_whole, whole)):
+            left = np.flatnonzero(~part)
+            part[left] = _is_copy(source[left], copy[left], most)
+        left = np.flatnonzero(~part)
+        part[left] = _is_labelled(one[left], other[left], most)
+        for source, copy in ((one, other_whole), (other, whole)):
+            left = np.flatnonzero(~part)
+            part[left] = _is_copy(_cropped(source[left], copy[left]), copy[left], most)
     return found
 
 
@@ -69,37 +74,53 @@ def _planes(thumbnails: Thumbnails) -> Views:
     return np.ascontiguousarray(thumbnails.transpose(0, 3, 1, 2), np.float32)
 
 
-def _is_copy(source: Views, copy: Views, is_whole: bool, most: float) -> Bools:
-    """Tell where `copy` `[P, 3, 32, 32]` can be made of `source`, which is the whole picture or a part of it."""
-    gaps = _gaps(_recoloured(source, copy), copy)
-    found = _worst(gaps) <= most
-    if is_whole:
-        found |= _is_labelled(np.minimum(gaps, _gaps(source, copy)), most)
+def _is_copy(source: Views, copy: Views, most: float) -> Bools:
+    """Tell where `copy` `[P, 3, 32, 32]` is `source` in other colours, or in grey."""
+    found = _worst(_gaps(_recoloured(source, copy), copy)) <= most
     grey = np.flatnonzero(_is_grey(copy) & ~_is_grey(source) & ~found)
-    if len(grey):
-        found[grey] = _worst(_grey_gaps(source[grey], copy[grey])) <= most
+    found[grey] = _worst(_grey_gaps(source[grey], copy[grey])) <= most
     return found
 
 
-def _view(pictures: Views, crop: tuple[float, ...]) -> Views:
-    """Return pictures `[P, 3, 64, 64]` without what `crop` cuts off, as `[P, 3, 32, 32]`."""
-    left, top, right, bottom = crop
-    return np.asarray(_weights(top, bottom) @ pictures @ _weights(left, right).T)
+def _whole(pictures: Views) -> Views:
+    """Return pictures `[P, 3, 64, 64]` as `[P, 3, 32, 32]`."""
+    return np.asarray(_weights()[0] @ pictures @ _weights()[0].T)
 
 
-def _luma(pictures: Views) -> Views:
-    """Return the brightness of pictures `[P, 3, 32, 32]`, `[P, 32, 32]`."""
-    return np.asarray(np.einsum("pcij,c->pij", pictures, _LUMA))
+def _cropped(source: Views, copy: Views) -> Views:
+    """Return of `source` `[P, 3, 64, 64]` the part that lies best on `copy` `[P, 3, 32, 32]`, as large as that."""
+    light, wanted = _luma(source), _luma(copy)
+    down = _closest(light.mean(axis=2), wanted.mean(axis=2))
+    across = _closest((down @ light).mean(axis=1), wanted.mean(axis=1))
+    down = _closest((light @ across.transpose(0, 2, 1)).mean(axis=2), wanted.mean(axis=2))  # without what is cut off
+    return np.asarray(down[:, None] @ source @ across.transpose(0, 2, 1)[:, None])
+
+
+def _closest(lines: Views, wanted: Views) -> Views:
+    """Return the weights `[P, 32, 64]` of the crop by which lines `[P, 64]` correlate best with `wanted` `[P, 32]`."""
+    made = np.einsum("cij,pj->pci", _weights(), lines, optimize=True)
+    made -= made.mean(axis=2, keepdims=True)
+    wanted = wanted - wanted.mean(axis=1, keepdims=True)
+    alike = np.einsum("pci,pi->pc", made, wanted) / np.maximum(np.linalg.norm(made, axis=2), 1e-3)
+    return _weights()[alike.argmax(axis=1)]
 
 
 @cache
-def _weights(before: float, after: float) -> Views:
-    """Return how the 32 pixels of a line are made of its 64, `[32, 64]`: a triangle as wide as two of them."""
+def _weights() -> Views:
+    """Return by crop, nothing first, how the 32 pixels of a line are made of its 64, `[C, 32, 64]`.
+
+    Each is a triangle as wide as two of the 32.
+    """
+    before, after = (cut.reshape(-1, 1, 1) for cut in np.meshgrid(_CUTS, _CUTS, indexing="ij"))
     step = THUMBNAIL_PX * (1 - before - after) / _SIDE_PX
-    middles = THUMBNAIL_PX * before + (np.arange(_SIDE_PX) + 0.5) * step
-    gaps = np.abs(np.arange(THUMBNAIL_PX) + 0.5 - middles[:, None])
-    weights = np.clip(1 - gaps / step, 0, None)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
+    middles = THUMBNAIL_PX * before + (np.arange(_SIDE_PX)[:, None] + 0.5) * step
+    weights = np.clip(1 - np.abs(np.arange(THUMBNAIL_PX) + 0.5 - middles) / step, 0, None)
+    return np.asarray(weights / weights.sum(axis=2, keepdims=True), np.float32)
+
+
+def _luma(pictures: Views) -> Views:
+    """Return the brightness of pictures `[P, 3, H, W]`, `[P, H, W]`."""
+    return np.asarray(np.einsum("pcij,c->pij", pictures, _LUMA))
 
 
 def _gaps(one: Views, other: Views) -> npt.NDArray[np.float32]:
@@ -136,7 +157,7 @@ def _brightened(one: Views, other: Views, gains: tuple[float, float], biases: tu
 
 
 def _is_grey(pictures: Views) -> Bools:
-    return np.asarray(np.ptp(pictures, axis=1).reshape(len(pictures), -1).max(axis=1, initial=0) <= _GREY_CHROMA)
+    return np.asarray(np.ptp(pictures, axis=1).max(axis=(1, 2), initial=0) <= _GREY_CHROMA)
 
 
 def _grey_gaps(coloured: Views, grey: Views) -> npt.NDArray[np.float32]:
@@ -145,15 +166,16 @@ def _grey_gaps(coloured: Views, grey: Views) -> npt.NDArray[np.float32]:
     return np.abs(made - target).reshape(len(grey), _SIDE_PX * _SIDE_PX)
 
 
-def _is_labelled(gaps: npt.NDArray[np.float32], most: float) -> Bools:
-    """Tell where all that differs lies in a small rectangle off the middle."""
-    differs = (gaps > most).reshape(-1, _SIDE_PX, _SIDE_PX)
+def _is_labelled(one: Views, other: Views, most: float) -> Bools:
+    """Tell where all that differs in `[P, 3, 64, 64]` fills a small rectangle off the middle."""
+    differs = np.abs(one - other).mean(axis=1) > most
     (top, bottom), (left, right) = (_extent(np.asarray(differs.any(axis=axis))) for axis in (2, 1))
-    area = (bottom - top) * (right - left) / _SIDE_PX**2
-    off = np.maximum(abs(top + bottom - _SIDE_PX), abs(left + right - _SIDE_PX)) / (2 * _SIDE_PX)
-    return np.asarray((area <= MOST_LABEL) & (off >= LEAST_OFF_CENTRE))
+    area = (bottom - top) * (right - left)
+    off = np.maximum(abs(top + bottom - THUMBNAIL_PX), abs(left + right - THUMBNAIL_PX)) / (2 * THUMBNAIL_PX)
+    is_small = area <= MOST_LABEL * THUMBNAIL_PX**2
+    return np.asarray(is_small & (off >= LEAST_OFF_CENTRE) & (differs.sum(axis=(1, 2)) >= LEAST_FILLED * area))
 
 
 def _extent(lines: Bools) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return of lines `[P, 32]` the first that is set, and the one after the last."""
-    return lines.argmax(axis=1), _SIDE_PX - lines[:, ::-1].argmax(axis=1)
+    """Return of lines `[P, 64]` the first that is set, and the one after the last."""
+    return lines.argmax(axis=1), THUMBNAIL_PX - lines[:, ::-1].argmax(axis=1)

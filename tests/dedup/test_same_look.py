@@ -65,6 +65,7 @@ COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "JPEG": lambda picture: encoded(picture, "JPEG", 50),
     "WebP": lambda picture: encoded(picture, "WEBP", 60),
     "cropped all round": lambda picture: cut(picture, 0.025, 0.025, 0.025, 0.025),
+    "cropped unevenly": lambda picture: cut(picture, 0.03, 0.01, 0, 0.045),
     "cropped at the top": lambda picture: cut(picture, 0, 0.05, 0, 0),
     "brighter": lambda picture: ImageEnhance.Brightness(picture).enhance(1.1),
     "less contrast": lambda picture: ImageEnhance.Contrast(picture).enhance(0.85),
