@@ -7,16 +7,16 @@ threshold.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from dedup.components import components
+from dedup.components import Components
 from dedup.config import DedupConfig
-from dedup.hamming import Hashes, Pairs
+from dedup.hamming import Hashes
 from dedup.signature import Signatures
 
 Indices = npt.NDArray[np.int64]
@@ -63,22 +63,11 @@ def _preference(source: npt.NDArray[np.str_], sources: tuple[str, ...]) -> Indic
 
 @dataclass(frozen=True)
 class HashGroups:
-    """Samples by equal hash: group `g` has hash `hashes[g]` and the samples `members(g)`, best first."""
+    """Samples by equal hash: group `g` has hash `hashes[g]` and `samples[ends[g] : ends[g + 1]]`, best first."""
 
     hashes: Hashes  # [G, 4]
     samples: Indices  # [S], by group, then by rank
     ends: Indices  # [G + 1]
-
-    def members(self, group: int) -> Indices:
-        """Return the samples of one group, best first."""
-        return self.samples[self.ends[group] : self.ends[group + 1]]
-
-    def near(self, pairs: Pairs) -> Indices:
-        """Return the samples that share a hash with another or are in one of the group `pairs` `[P, 3]`."""
-        sizes = np.diff(self.ends)
-        chosen = sizes > 1
-        chosen[pairs[:, :2].ravel()] = True
-        return self.samples[np.repeat(chosen, sizes)]
 
 
 def by_hash(hashes: Hashes, samples: Indices, place: Indices) -> HashGroups:
@@ -90,81 +79,36 @@ def by_hash(hashes: Hashes, samples: Indices, place: Indices) -> HashGroups:
     return HashGroups(rows[first], samples[np.argsort(group, kind="stable")], np.concatenate([[0], np.cumsum(sizes)]))
 
 
-def link_equal_hashes(groups: HashGroups, same: SameLook) -> tuple[HashGroups, Pairs]:
-    """Split each group by look.
+class Settled(NamedTuple):
+    """For `S` samples that are linked to no others: what `Removals` says of them, but for copies of their bodies."""
 
-    Returns:
-        The groups with only their leaders (the best sample of each look), and links `[L, 2]` of leader and
-        follower.
-    """
-    leaders: list[Indices] = []
-    links: list[tuple[int, int]] = []
-    sizes = np.ones(len(groups.hashes), np.int64)
-    for group in range(len(groups.hashes)):
-        members = groups.members(group)
-        if len(members) > 1:
-            found = [int(members[0])]
-            for sample in members[1:].tolist():
-                alike = same(np.asarray(found), np.full(len(found), sample))
-                if alike.any():
-                    links.append((found[int(alike.argmax())], sample))
-                else:
-                    found.append(sample)
-            members = np.asarray(found)
-        leaders.append(members)
-        sizes[group] = len(members)
-    samples = np.concatenate(leaders) if leaders else np.empty(0, np.int64)
-    ends = np.concatenate([[0], np.cumsum(sizes)])
-    return HashGroups(groups.hashes, samples, ends), np.asarray(links, np.int64).reshape(-1, 2)
+    samples: Indices  # [S]
+    kept: Indices  # [S], the sample each goes for, -1 if it stays
+    distance: npt.NDArray[np.int32]  # [S]
+    component: Indices  # [S], a sample of its component
 
 
-def link_near_hashes(leaders: HashGroups, pairs: Pairs, same: SameLook, block: int) -> Pairs:
-    """Return links `[L, 3]` (two leaders, distance) for group `pairs` `[P, 3]` where looks agree."""
-    sizes = np.diff(leaders.ends)
-    links = [np.empty((0, 3), np.int64)]
-    for at in range(0, len(pairs), block):
-        a, b, bits = pairs[at : at + block].T
-        count = sizes[a] * sizes[b]
-        step = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        width = np.repeat(sizes[b], count)
-        first = leaders.samples[np.repeat(leaders.ends[a], count) + step // width]
-        second = leaders.samples[np.repeat(leaders.ends[b], count) + step % width]
-        links.append(np.stack([first, second, np.repeat(bits, count)], axis=1)[same(first, second)])
-    return np.concatenate(links)
-
-
-def choose(body_leader: Indices, followers: Pairs, near: Pairs, place: Indices, same: SameLook) -> Removals:
-    """Decide who goes for whom.
+def choose(body_leader: Indices, parts: Iterable[Settled]) -> Removals:
+    """Put together who goes for whom.
 
     Args:
         body_leader: `[N]`, the sample that stands for all with the same body.
-        followers: `[F, 2]`, leader and follower of equal hash and look.
-        near: `[L, 3]`, two leaders of near hash and same look, and their distance.
-        place: `[N]`, the rank.
-        same: looks at a follower again whose leader goes for another.
+        parts: what is settled among those, in any order; who is in none of them stays.
     """
-    size = len(place)
-    kept, distance = np.full(size, NOBODY), np.zeros(size, np.int32)
-    by = settle(near[:, 0], near[:, 1], near[:, 2], place, kept)
-    gone = np.flatnonzero(by != NOBODY)
-    distance[gone] = near[by[gone], 2]
-    for leader, follower in followers.tolist():
-        stays = int(kept[leader])
-        if stays == NOBODY:
-            kept[follower] = leader
-        elif same(np.asarray([stays]), np.asarray([follower]))[0]:
-            kept[follower], distance[follower] = stays, distance[leader]
+    size = len(body_leader)
+    kept, distance, joined = np.full(size, NOBODY), np.zeros(size, np.int32), Components(size)
+    for part in parts:
+        kept[part.samples], distance[part.samples] = part.kept, part.distance
+        joined.join(part.samples, part.component)
     copies = np.flatnonzero(body_leader != np.arange(size))
     of = body_leader[copies]
+    joined.join(copies, of)
     is_exact = np.zeros(size, bool)
     is_exact[copies] = kept[of] == NOBODY
     distance[copies] = distance[of]
     kept[copies] = np.where(is_exact[copies], of, kept[of])
-    first = np.concatenate([copies, followers[:, 0], near[:, 0]])
-    second = np.concatenate([of, followers[:, 1], near[:, 1]])
-    joined = components(size, [(first, second)])
     cosine, is_capped = np.full(size, np.nan, np.float32), np.zeros(size, bool)
-    return Removals(kept, is_exact, distance, joined, cosine, is_capped)
+    return Removals(kept, is_exact, distance, joined.labels(), cosine, is_capped)
 
 
 def settle(first: Indices, second: Indices, gap: npt.NDArray[Any], place: Indices, kept: Indices) -> Indices:

@@ -20,8 +20,9 @@ from PIL import Image
 
 from dedup.same_look import THUMBNAIL_PX, Thumbnails
 from infra.errors import RunError
-from infra.storage import Folder
+from infra.storage import Folder, patiently
 from shards.layout import RAW
+from shards.sample import UNDECODABLE
 
 
 class Thumbnailer:
@@ -38,17 +39,29 @@ class Thumbnailer:
         """
         shard, places = task
         thumbnails = np.empty((len(places), THUMBNAIL_PX, THUMBNAIL_PX, 3), np.uint8)
-        with self.shards.open(f"{shard}.tar") as tar:
-            for row, (offset, size) in enumerate(places):
-                tar.seek(offset)
-                try:
-                    thumbnails[row] = thumbnail(tar.read(size))
-                except (OSError, ValueError) as error:
-                    raise RunError(
-                        f"{self.shards.path(shard)}.tar: the image at byte {offset} cannot be decoded "
-                        f"({error}); see what else is wrong with `pairmill verify`"
-                    ) from None
+        for row, (offset, size) in enumerate(places):
+            thumbnails[row] = thumbnail_at(self.shards, shard, offset, size)
         return thumbnails
+
+
+def thumbnail_at(shards: Folder, shard: str, offset: int, size: int) -> npt.NDArray[np.uint8]:
+    """Return the thumbnail `[64, 64, 3]` of the picture at `size` bytes from `offset` of a shard's tar.
+
+    Raises:
+        RunError: it cannot be read or decoded; the message says where it lies.
+    """
+    name = f"{shard}.tar"
+
+    def read() -> bytes:
+        return shards.read_range(name, offset, offset + size)
+
+    try:
+        return thumbnail(read() if shards.is_local else patiently(f"{shards.url}: cannot be read", read))
+    except UNDECODABLE as error:
+        raise RunError(
+            f"{shards.path(name)}: the image at byte {offset} cannot be decoded ({error}); see what else is wrong "
+            "with `pairmill verify`"
+        ) from None
 
 
 def thumbnail(data: bytes) -> npt.NDArray[np.uint8]:

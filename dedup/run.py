@@ -12,15 +12,18 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from dedup import choose, outcome, same_look
+from dedup.batches import Batches
 from dedup.boilerplate import remove_boilerplate
 from dedup.config import DedupConfig
 from dedup.decontaminate import Overlap, find_overlap, hidden
 from dedup.embeddings import Embeddings
 from dedup.embeddings import load as load_embeddings
 from dedup.exact import same_body
+from dedup.links import settled
 from dedup.look import thumbnails
 from dedup.near_embeddings import remove_near
 from dedup.perceptual import near_hashes
+from dedup.second_look import BATCH_SAMPLES, look_again
 from dedup.signature import Signatures, SignatureWriter, captions, load
 from dedup.spread import on_ray
 from dedup.statistics import giant, statistics
@@ -33,8 +36,6 @@ from infra.logs import log, progress
 from infra.storage import Folder
 from shards.layout import DEDUP, RAW, REMOVED, SIGNATURES, Status
 from shards.manifest import Manifest
-
-_PAIRS_PER_LOOK = 8192
 
 
 def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str, Any]:
@@ -135,13 +136,11 @@ def _removals(
     groups = choose.by_hash(signatures.phash, np.flatnonzero(hashed), place)
     pairs = near_hashes(groups.hashes, config.distance, cluster)
     sheet.look_at_hashes(groups)
-    near = groups.near(pairs)
     log.info("dedup: %d pairs of hashes within distance %d, of %d", len(pairs), config.distance, len(groups.hashes))
-    look = _same_look(folder, signatures, near, cluster, config) if config.confirm else _always
-    same = _same_caption_too(signatures, look) if config.unit == "pair" else look
-    leaders, followers = choose.link_equal_hashes(groups, same)
-    links = choose.link_near_hashes(leaders, pairs, same, _PAIRS_PER_LOOK)
-    removals = choose.choose(leader, followers, links, place, same)
+    most = BATCH_SAMPLES if config.confirm else len(signatures)
+    batches = Batches(groups, pairs, place, signatures.caption_digest if config.unit == "pair" else None, most)
+    parts = look_again(folder, signatures, batches, config, cluster) if config.confirm else map(settled, batches)
+    removals = choose.choose(leader, parts)
     if embeddings is not None:
         sheet.look_at_embeddings(embeddings, np.flatnonzero(removals.kept == choose.NOBODY))
         removals = remove_near(removals, embeddings, place, config.semantic)
@@ -149,19 +148,6 @@ def _removals(
         texts = partial(captions, folder.url, signatures)
         removals = remove_boilerplate(removals, signatures.caption_digest, place, texts, config.text, shown)
     return removals
-
-
-def _always(first: choose.Indices, second: choose.Indices) -> npt.NDArray[np.bool_]:
-    return np.ones(len(first), bool)
-
-
-def _same_caption_too(signatures: Signatures, look: choose.SameLook) -> choose.SameLook:
-    def same(first: choose.Indices, second: choose.Indices) -> npt.NDArray[np.bool_]:
-        alike = (signatures.caption_digest[first] == signatures.caption_digest[second]).all(axis=1)
-        alike[alike] = look(first[alike], second[alike])  # a picture may have many captions: few are looked at
-        return alike
-
-    return same
 
 
 def _same_look(

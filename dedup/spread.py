@@ -24,7 +24,7 @@ class Worker(Protocol[TaskT]):
         """Return the task's value."""
 
 
-def here(worker: Worker[TaskT], tasks: Sequence[TaskT]) -> Iterator[tuple[TaskT, Any]]:
+def here(worker: Worker[TaskT], tasks: Iterable[TaskT]) -> Iterator[tuple[TaskT, Any]]:
     """Yield each task with its value, done by `worker` in this process."""
     for task in tasks:
         yield task, worker.run(task)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dedup import look, perceptual
+from dedup import perceptual, second_look
 from dedup.config import DedupConfig
 from dedup.run import dedup
 from dedup.signature import SignatureWriter, load
@@ -65,7 +65,7 @@ def test_the_outcome_does_not_depend_on_shards_or_on_where_the_work_is_done(
         corpus = write_corpus(tmp_path / str(number), copies(), rows_per_shard)
         if number == 1:
             monkeypatch.setattr(perceptual, "FEW_HASHES", 0)
-            monkeypatch.setattr(look, "FEW_PICTURES", 0)
+            monkeypatch.setattr(second_look, "FEW_SAMPLES", 0)
         dedup(corpus, DedupConfig(), LOCAL)
 
         def place(key: str, width: int = rows_per_shard) -> int:

@@ -1,0 +1,90 @@
+"""Thumbnails of a batch's pictures, read when they are first looked at, of which only so many are held."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dedup import same_look
+from dedup.choose import Indices
+from dedup.confirm import thumbnail_at
+from dedup.same_look import THUMBNAIL_PX, Thumbnails
+from infra.storage import Folder
+
+HELD = 32_768
+"""Thumbnails held at a time, 12 kB each: 400 MB. What has had to make room is read again when it is wanted again."""
+_PAIRS_AT_ONCE = 1024
+_READERS = 8
+"""Threads that read: a batch's pictures lie all over the corpus, and an object store takes its time for each."""
+_NONE = -1
+
+
+class Places(NamedTuple):
+    """Where pictures lie in a stage's shards."""
+
+    shard: npt.NDArray[np.integer[Any]]  # [S], a number
+    offset: Indices  # [S], of the first byte
+    size: Indices  # [S], in bytes
+
+
+class Pictures:
+    """Compares `S` pictures by their pixels, named by number; holds `HELD` thumbnails at most."""
+
+    def __init__(self, stage: Folder, shards: Sequence[str], places: Places, most: float) -> None:
+        """Read nothing yet; `shards` are the names of the stage's, `most` the difference that still is the same."""
+        self._stage, self._shards, self._places, self._most = stage, shards, places, most
+        size = len(places.shard)
+        self._row = np.full(size, _NONE)  # of each picture
+        self._held = np.full(min(HELD, size), _NONE)  # the picture of each row
+        self._pixels: Thumbnails = np.empty((len(self._held), THUMBNAIL_PX, THUMBNAIL_PX, 3), np.uint8)
+        self._next = 0
+
+    def same(self, first: Indices, second: Indices) -> npt.NDArray[np.bool_]:
+        """Tell of pictures `[P]` and `[P]`, pair by pair, which are the same.
+
+        Raises:
+            RunError: a picture cannot be read or decoded.
+        """
+        found = np.empty(len(first), bool)
+        together = min(_PAIRS_AT_ONCE, HELD // 2)
+        for at in range(0, len(first), together):
+            one, other = first[at : at + together], second[at : at + together]
+            self.hold(np.unique(np.concatenate([one, other])))
+            pixels = [self._pixels[self._row[side]] for side in (one, other)]
+            found[at : at + together] = same_look.same(pixels[0], pixels[1], self._most)
+        return found
+
+    def hold(self, pictures: Indices) -> None:
+        """Read those of `pictures`, `HELD` at most and each named once, that are not held.
+
+        Raises:
+            RunError: a picture cannot be read or decoded.
+        """
+        missing = pictures[self._row[pictures] == _NONE]
+        if not len(missing):
+            return
+        missing = missing[np.lexsort((self._places.offset[missing], self._places.shard[missing]))]
+        rows = self._room(pictures, len(missing))
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="pictures") as pool:
+            for _ in pool.map(self._read, missing.tolist(), rows.tolist()):
+                pass
+        self._held[rows], self._row[missing] = missing, rows
+
+    def _room(self, wanted: Indices, count: int) -> Indices:
+        """Empty `count` rows, those filled longest ago, but none of a picture in `wanted`."""
+        rows = (self._next + np.arange(len(self._held))) % len(self._held)
+        needed = self._row[wanted]
+        rows = rows[~np.isin(rows, needed[needed != _NONE])][:count]
+        self._next = int(rows[-1]) + 1
+        before = self._held[rows]
+        self._row[before[before != _NONE]] = _NONE
+        self._held[rows] = _NONE
+        return rows
+
+    def _read(self, picture: int, row: int) -> None:
+        shard, offset, size = (int(column[picture]) for column in self._places)
+        self._pixels[row] = thumbnail_at(self._stage, self._shards[shard], offset, size)
