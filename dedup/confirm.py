@@ -50,18 +50,19 @@ def thumbnail_at(shards: Folder, shard: str, offset: int, size: int) -> npt.NDAr
     Raises:
         RunError: it cannot be read or decoded; the message says where it lies.
     """
-    name = f"{shard}.tar"
+    where = f"{shards.path(shard)}.tar: the image at byte {offset}"
 
     def read() -> bytes:
-        return shards.read_range(name, offset, offset + size)
+        return shards.read_range(f"{shard}.tar", offset, offset + size)
 
     try:
-        return thumbnail(read() if shards.is_local else patiently(f"{shards.url}: cannot be read", read))
+        data = read() if shards.is_local else patiently(f"{shards.url}: cannot be read", read)
+    except OSError as error:
+        raise RunError(f"{where} cannot be read ({error})") from None
+    try:
+        return thumbnail(data)
     except UNDECODABLE as error:
-        raise RunError(
-            f"{shards.path(name)}: the image at byte {offset} cannot be decoded ({error}); see what else is wrong "
-            "with `pairmill verify`"
-        ) from None
+        raise RunError(f"{where} cannot be decoded ({error}); see what else is wrong with `pairmill verify`") from None
 
 
 def thumbnail(data: bytes) -> npt.NDArray[np.uint8]:

@@ -53,17 +53,22 @@ class Pictures:
         together = min(_PAIRS_AT_ONCE, HELD // 2)
         for at in range(0, len(first), together):
             one, other = first[at : at + together], second[at : at + together]
-            self.hold(np.unique(np.concatenate([one, other])))
+            self._hold(np.unique(np.concatenate([one, other])))
             pixels = [self._pixels[self._row[side]] for side in (one, other)]
             found[at : at + together] = same_look.same(pixels[0], pixels[1], self._most)
         return found
 
-    def hold(self, pictures: Indices) -> None:
-        """Read those of `pictures`, `HELD` at most and each named once, that are not held.
+    def hold_all(self) -> None:
+        """Read all of them, where `HELD` is enough: many at a time, in the order of the shards.
 
         Raises:
             RunError: a picture cannot be read or decoded.
         """
+        if len(self._held) == len(self._row):
+            self._hold(np.arange(len(self._row)))
+
+    def _hold(self, pictures: Indices) -> None:
+        """Read those of `pictures`, `HELD` at most and each named once, that are not held."""
         missing = pictures[self._row[pictures] == _NONE]
         if not len(missing):
             return

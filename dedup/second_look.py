@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from dedup.batches import Batch, Batches
 from dedup.choose import Settled
 from dedup.config import DedupConfig
 from dedup.links import settled
-from dedup.pictures import HELD, Pictures, Places
+from dedup.pictures import Pictures, Places
 from dedup.signature import Signatures
 from dedup.spread import here, on_ray
 from infra.cluster import ClusterConfig
@@ -68,9 +66,7 @@ class SecondLook:
             RunError: a picture cannot be read or decoded.
         """
         pictures = Pictures(self._raw, self._shards, task.places, self._most)
-        everyone = np.arange(len(task.batch.samples))
-        if len(everyone) <= HELD:
-            pictures.hold(everyone)
+        pictures.hold_all()
         return settled(task.batch, pictures.same)
 
 
