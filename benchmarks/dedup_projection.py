@@ -27,12 +27,16 @@ import numpy as np
 import skimage
 from PIL import Image
 
+from dedup.batches import Batch, Batches
+from dedup.choose import HashGroups, by_hash
 from dedup.clusters import ASSIGNED_AT_ONCE, ITERATIONS, TRAINED_ON, cluster
 from dedup.components import components
 from dedup.config import DedupConfig
 from dedup.confirm import thumbnail
 from dedup.hamming import BITS, all_pairs, chunks_for
+from dedup.links import settled
 from dedup.same_look import THUMBNAIL_PX, same
+from dedup.second_look import BATCH_SAMPLES
 from dedup.semantic import near_pairs
 from dedup.signature import caption_digest
 from dedup.text import PERMUTATIONS, alike, digests
@@ -40,6 +44,11 @@ from shards.pdq import pdq
 
 SEED, HASH_BYTES, SIGNATURE_BYTES = 0, BITS // 8, 32 + 32 + 16 + 60
 """Of a sample in the driver: body, hash and caption digests; key, size, place and the rest about 60."""
+GROUP_BYTES, PAIR_BYTES = 3 * 8 + 8 + 8 + 4 + 4 + 8, 24 + 8 + 16
+"""Of a sample in the driver at the second look: its group, whom it goes for, how far, its component. Of a pair of
+hashes: itself, its place among the batches and those of its groups."""
+TASK_BYTES = 5 * 8 + 4 + 12 + 28
+"""Of a sample, to the worker and back: where it lies, its rank and group; half a pair; the outcome."""
 DECODED = 200
 
 
@@ -52,7 +61,9 @@ class Cost:
     one_node_s: float = 0.0  # over the cores of one node
     driver_bytes: float = 0.0
     node_bytes: float = 0.0
+    worker_bytes: float = 0.0
     shuffled_bytes_per_node: float = 0.0
+    handed_out_bytes: float = 0.0
 
     @property
     def cpu_hours(self) -> float:
@@ -63,8 +74,8 @@ class Cost:
             "hours": (self.spread_s / (nodes * cores) + self.one_node_s / cores + self.alone_s) / 3600,
             "of_which_alone_hours": self.alone_s / 3600,
             "driver_GB": self.driver_bytes / 1e9,
-            "node_GB": self.node_bytes / 1e9,
-            "shuffled_GB": self.shuffled_bytes_per_node * nodes / 1e9,
+            "node_GB": (self.node_bytes + self.worker_bytes * cores) / 1e9,
+            "shuffled_GB": (self.shuffled_bytes_per_node * nodes + self.handed_out_bytes) / 1e9,
         }
 
 
@@ -124,13 +135,29 @@ def modelled_s(size: int, distance: int) -> float:
     return sum(chunk.nanoseconds(size) for chunk in chunks_for(size, distance)) * 1e-9
 
 
-def of_second_look(near: float, picture: bytes) -> Cost:
-    """Thumbnails are made on the nodes, compared in the driver: most pairs are copies, and alike at first sight."""
+def of_second_look(samples: int, near: float, measured: int, picture: bytes) -> Cost:
+    """Thumbnails made and compared in batches by the workers; the driver groups equal hashes and cuts the batches.
+
+    Near samples are taken to come in twos, whose hashes differ; most are copies, and alike at first sight.
+    """
     pixels = np.repeat(thumbnail(picture)[None], 2000, axis=0)
     made = cpu_s(lambda: [thumbnail(picture) for _ in range(DECODED)]) / DECODED
     compared = cpu_s(lambda: same(pixels, pixels, DedupConfig().confirm_difference)) / len(pixels)
-    size = THUMBNAIL_PX**2 * 3
-    return Cost(made * near, compared * near, driver_bytes=size * near, shuffled_bytes_per_node=0)
+    everyone, twos = np.arange(measured), round(near / samples * measured / 2)
+    hashes = np.random.default_rng(SEED).integers(0, 2**64, (measured, 4), dtype=np.uint64)
+    made_groups: list[HashGroups] = []
+    grouping = cpu_s(lambda: made_groups.append(by_hash(hashes, everyone, everyone)))
+    groups = made_groups[0]
+    pairs = np.stack([np.arange(twos), np.arange(twos) + twos, np.full(twos, 8)], axis=1)
+    list(Batches(groups, pairs[:2], everyone, None, BATCH_SAMPLES))
+    batches: list[Batch] = []
+    cutting = cpu_s(lambda: batches.extend(Batches(groups, pairs, everyone, None, BATCH_SAMPLES)))
+    deciding = cpu_s(lambda: [settled(batch) for batch in batches]) / (2 * twos)
+    return Cost(
+        (made + compared / 2 + deciding) * near, (grouping + cutting) * sorts(measured, samples),
+        driver_bytes=GROUP_BYTES * samples + PAIR_BYTES * near / 2,
+        worker_bytes=BATCH_SAMPLES * THUMBNAIL_PX**2 * 3, handed_out_bytes=TASK_BYTES * near,
+    )  # fmt: skip
 
 
 def of_components(samples: int, edges: float, measured: int) -> Cost:
@@ -199,7 +226,7 @@ def main() -> None:
         "hashes_where_missing": of_missing_hashes(samples, picture),
         "exact": of_exact(samples, options.measured),
         "near_hashes": pairs,
-        "second_look": of_second_look(near, picture),
+        "second_look": of_second_look(samples, near, options.measured, picture),
         "components": of_components(samples, near, options.measured),
         "embeddings": of_embeddings(samples, options.width, config.semantic.neighbours),
         "captions": of_captions(options.captions * samples, options.measured // 10),
