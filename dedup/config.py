@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from infra.config import Config, knob
 
@@ -72,10 +73,17 @@ class DecontaminateConfig(Config):
         0.95, ge=0, le=1, description="least cosine of a sample's embedding and a test picture's, 0 to 1"
     )
 
+    @field_validator("suites")
+    @classmethod
+    def _without_slashes_at_the_end(cls, suites: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(one.rstrip("/") or one for one in suites)
+
     @model_validator(mode="after")
     def _go_together(self) -> DecontaminateConfig:
-        if len(set(self.suites)) < len(self.suites):
-            raise ValueError("decontaminate.suites names a folder twice; name each once")
+        places = [one if "://" in one else Path(one).absolute() for one in self.suites]
+        for number, place in enumerate(places):
+            if place in places[:number]:
+                raise ValueError(f"decontaminate.suites names '{self.suites[number]}' twice; name each suite once")
         if self.embeddings and len(self.embeddings) != len(self.suites):
             raise ValueError(
                 f"decontaminate.embeddings are {len(self.embeddings)} for {len(self.suites)} suites; give one for "

@@ -23,7 +23,7 @@ from dedup.hamming_between import pairs_between
 from dedup.matches import Matches, MatchKeeper
 from dedup.same_look import Thumbnails, same
 from dedup.signature import Signatures
-from dedup.suites import SHA256_BYTES, Framing, Suites, read_suites
+from dedup.suites import SHA256_BYTES, Framing, Listed, Suites, read_suites
 from infra.cluster import ClusterConfig
 from infra.errors import UserError
 from infra.logs import log
@@ -91,6 +91,7 @@ class Overlap:
 
 
 def find_overlap(
+    listed: Listed,
     signatures: Signatures,
     embeddings: Embeddings | None,
     thumbnails: Thumbnailing,
@@ -99,9 +100,10 @@ def find_overlap(
     cluster: ClusterConfig,
     stays: npt.NDArray[np.bool_] | None = None,
 ) -> Overlap:
-    """Compare all samples `[N]` with all test pictures of `config.decontaminate.suites`.
+    """Compare all samples `[N]` with all test pictures of `listed`, the suites of `config.decontaminate`.
 
     Args:
+        listed: where the test pictures lie.
         signatures: of the samples.
         embeddings: of the same, from `semantic.embeddings`, if they are at hand.
         thumbnails: makes those of samples whose hash is near a test picture's.
@@ -111,12 +113,12 @@ def find_overlap(
         stays: which samples are still in the corpus; by default all.
 
     Raises:
-        UserError: a suite or its embeddings are missing or not sound; the message names folder and key.
+        UserError: a suite's pictures or its embeddings are not sound; the message names folder and key.
     """
     threads, asked = cluster.cpus or os.cpu_count() or 1, config.decontaminate
     # Before the pictures are hashed: a mistake in their paths should not wait for that.
     of_samples = _of_samples(signatures, embeddings, config) if asked.embeddings else None
-    suites = read_suites(asked.suites, framing, threads)
+    suites = read_suites(listed, framing, threads)
     hashed, near = MatchKeeper(suites, stays), MatchKeeper(suites, stays)
     _match_bodies(suites, signatures, hashed)
     _match_hashes(suites, signatures, hashed, thumbnails, framing, config, threads)

@@ -17,7 +17,7 @@ from dedup.embeddings import load as load_embeddings
 from dedup.look import thumbnails
 from dedup.signature import SCHEMA, Signatures, SignatureWriter, of_tables
 from dedup.spread import few_or_on_ray
-from dedup.suites import Framing
+from dedup.suites import Framing, list_suites
 from infra.cluster import ClusterConfig
 from infra.errors import UserError
 from infra.logs import progress
@@ -49,13 +49,15 @@ def report_overlap(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> 
     tombstones.check_none_is_open(folder)
     if not manifest.is_done(RAW):
         raise UserError(f"{folder.url}: '{RAW}' is not finished yet; run that first")
+    listed = list_suites(config.decontaminate.suites)
     stage = FINAL if manifest.is_done(FINAL) and not committed(folder / RAW) else RAW
     signatures = _signatures(folder, manifest, stage, cluster)
     stays = _stays(folder, signatures) if stage == RAW and manifest.is_done(DEDUP) else None
     look = partial(thumbnails, folder, signatures, cluster=cluster, stage=stage)
     path = config.decontaminate.embeddings and config.semantic.embeddings
     embeddings = load_embeddings(path, signatures.keys) if path else None
-    found = find_overlap(signatures, embeddings, look, Framing.of(manifest.config(RAW)), config, cluster, stays)
+    framing = Framing.of(manifest.config(RAW))
+    found = find_overlap(listed, signatures, embeddings, look, framing, config, cluster, stays)
     left = {} if stays is None else {"left": int(stays.sum())}
     return {"corpus": folder.url, "samples": len(signatures), **left, "test_sets": found.by_suite(stays)}
 

@@ -27,7 +27,7 @@ from dedup.second_look import BATCH_SAMPLES, look_again
 from dedup.signature import Signatures, SignatureWriter, captions, load
 from dedup.spread import on_ray
 from dedup.statistics import giant, statistics
-from dedup.suites import Framing
+from dedup.suites import Framing, Listed, list_suites
 from dedup.thresholds import Sheet
 from infra import metrics
 from infra.cluster import ClusterConfig
@@ -59,11 +59,12 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str,
     Manifest.existing(folder)
     with exclusive(folder):
         manifest = Manifest.existing(folder)
+        is_whole = manifest.is_done(DEDUP) and (folder / DEDUP).exists(REMOVED)
+        suites = list_suites(() if is_whole else config.decontaminate.suites)
         manifest.begin(DEDUP, config)
-        if manifest.is_done(DEDUP):
-            if (folder / DEDUP).exists(REMOVED):
-                return manifest.totals(DEDUP)
-            manifest.reopen(DEDUP)
+        if is_whole:
+            return manifest.totals(DEDUP)
+        manifest.reopen(DEDUP)
         (folder / DEDUP).sweep_temporary()
         (folder / DEDUP / SIGNATURES).sweep_temporary()
         shards = manifest.shards(RAW)
@@ -72,7 +73,7 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str,
         embeddings = (
             load_embeddings(config.semantic.embeddings, signatures.keys) if config.semantic.embeddings else None
         )
-        overlap, shown = _overlap(folder, manifest, signatures, embeddings, config, cluster)
+        overlap, shown = _overlap(suites, folder, manifest, signatures, embeddings, config, cluster)
         told, sheet = hidden(signatures, embeddings, shown), Sheet(config, cluster)
         removals = _removals(folder, *told, config, cluster, shown, sheet)
         look = partial(_same_look, folder, signatures, cluster=cluster, config=config) if config.confirm else None
@@ -103,6 +104,7 @@ def _write_signatures(folder: Folder, shards: Sequence[str], config: DedupConfig
 
 
 def _overlap(
+    suites: Listed,
     folder: Folder,
     manifest: Manifest,
     signatures: Signatures,
@@ -112,10 +114,10 @@ def _overlap(
 ) -> tuple[Overlap | None, npt.NDArray[np.bool_]]:
     """Return what the samples have in common with test pictures, and which of them `[N]` show one: they go first."""
     shown = np.zeros(len(signatures), bool)
-    if not config.decontaminate.suites:
+    if not suites.names:
         return None, shown
     look, framing = partial(thumbnails, folder, signatures, cluster=cluster), Framing.of(manifest.config(RAW))
-    found = find_overlap(signatures, embeddings, look, framing, config, cluster)
+    found = find_overlap(suites, signatures, embeddings, look, framing, config, cluster)
     shown[found.contaminated(signatures).sample] = True
     return found, shown
 

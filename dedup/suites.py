@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dedup.choose import Indices
 from dedup.confirm import squeezed
@@ -106,7 +106,7 @@ class Suites:
                 found[place] = squeezed(framing.shown(read_picture(folders[suite], picture)))
             except UNDECODABLE as error:
                 raise UserError(
-                    f"{self.names[suite]}: {picture.key} has changed since it was hashed ({error}); leave the suite "
+                    f"{self.names[suite]}: {picture.key} has changed since it was hashed{_why(error)}; leave the suite "
                     "as it is and run the same again"
                 ) from None
 
@@ -117,13 +117,31 @@ class Suites:
         return found
 
 
-def read_suites(names: Sequence[str], framing: Framing, threads: int) -> Suites:
+@dataclass(frozen=True)
+class Listed:
+    """Suites, and where the pictures of each lie."""
+
+    names: tuple[str, ...]
+    pictures: tuple[tuple[SuitePicture, ...], ...]  # of each suite
+
+
+def list_suites(names: Sequence[str]) -> Listed:
+    """Find the pictures of suites; none is read, so that a mistake in a name is told at once.
+
+    Raises:
+        UserError: no such folder, or no picture in it; a tar is missing or damaged.
+    """
+    return Listed(tuple(names), tuple(tuple(pictures(Folder(name))) for name in names))
+
+
+def read_suites(suites: Listed, framing: Framing, threads: int) -> Suites:
     """Read and hash the pictures of suites; one that cannot be decoded is named in the log and counts as broken.
 
     Raises:
-        UserError: no such folder, no picture in it, or none that can be decoded; a tar is missing or damaged.
+        UserError: a suite has no picture that can be decoded.
     """
-    listed = [(number, one) for number, name in enumerate(names) for one in pictures(Folder(name))]
+    names = suites.names
+    listed = [(number, one) for number, found in enumerate(suites.pictures) for one in found]
     count = len(listed)
     sha256, is_broken = np.zeros(count, f"S{SHA256_BYTES}"), np.zeros(count, bool)
     phash, quality = np.zeros((count, WORDS), np.uint64), np.full(count, -1, np.int16)
@@ -136,7 +154,7 @@ def read_suites(names: Sequence[str], framing: Framing, threads: int) -> Suites:
     for number, name in enumerate(names):
         if is_broken[suite == number].all():
             raise UserError(f"{name}: none of its {(suite == number).sum()} pictures can be decoded; see the log above")
-    return Suites(tuple(names), suite, tuple(one for _, one in listed), sha256, phash, quality, is_broken)
+    return Suites(names, suite, tuple(one for _, one in listed), sha256, phash, quality, is_broken)
 
 
 def _hashed(
@@ -151,8 +169,8 @@ def _hashed(
             data = read_picture(folders[suite], picture)
             return hashlib.sha256(data).digest(), *pdq(framing.shown(data))
         except UNDECODABLE as error:
-            what = " ".join(str(error).split())[:200] if picture.size != 0 else "its sample has none"
-            log.warning("%s: %s is no sound picture (%s); mend it or take it out", names[suite], picture.key, what)
+            what = _why(error) if picture.size != 0 else " (its sample has none)"
+            log.warning("%s: %s is no sound picture%s; mend it or take it out", names[suite], picture.key, what)
             return None
 
     with (
@@ -163,6 +181,12 @@ def _hashed(
             for found in pool.map(one, listed[start : start + _AT_ONCE]):
                 meter.advance(1)
                 yield found
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its text is the address of a buffer
+        return ""
+    return f" ({' '.join(str(error).split())[:200]})"
 
 
 def _upright(image: Image.Image) -> Image.Image:

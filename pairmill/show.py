@@ -38,7 +38,7 @@ def stages(results: list[dict[str, Any]]) -> None:
     console.print(table)
     for result in results:
         if "test_sets" in result:
-            console.print(_test_sets(result["test_sets"]))
+            _test_sets(result["test_sets"])
         if "faults" in result:
             verify(result)
 
@@ -76,28 +76,42 @@ def accounting(result: dict[str, Any]) -> list[tuple[str, str, int]]:
 
 def overlap(result: dict[str, Any]) -> None:
     """Show what a corpus has in common with test sets."""
-    console.print(_test_sets(result["test_sets"]))
+    _test_sets(result["test_sets"])
     left = f", {_number(result['left'])} left by dedup" if "left" in result else ""
     console.print(f"{result['corpus']}: {_number(result['samples'])} samples{left}", soft_wrap=True)
 
 
-def _test_sets(sets: list[dict[str, Any]]) -> Table:
-    """Return the table of test sets: their pictures, those with a copy in the corpus, and the samples concerned."""
+def _test_sets(sets: list[dict[str, Any]]) -> None:
+    """Show of each test set its pictures and those with a copy in the corpus, then the samples that show one."""
+    labels = endings([str(one["suite"]) for one in sets])
+    share = {"overlap": lambda one: f"{one['with_copy'] / max(1, one['pictures'] - one['broken']):.2%}"}
     is_left = any("samples_left" in one for one in sets)
-    names = ["pictures", "broken", "with a copy", "overlap", "samples", "by hash", "by embedding"]
-    names += ["with a copy left", "samples left"] if is_left else []
-    table = Table(title="test pictures in the corpus")
-    for name in ("test set", *names):
-        table.add_column(name, justify="left" if name == "test set" else "right")
-    for one in sets:
-        counts = [
-            _number(one[name]) for name in ("pictures", "broken", "with_copy", "samples", "samples_by_hash",
-                                            "samples_by_embedding")
-        ]  # fmt: skip
-        counts.insert(3, f"{one['with_copy'] / max(1, one['pictures']):.2%}")
-        counts += [_number(one[name]) for name in ("with_copy_left", "samples_left") if is_left]
-        table.add_row(escape(one["suite"]), *counts)
-    return table
+    pictures = [("pictures", "pictures"), ("broken", "broken"), ("with a\ncopy", "with_copy"), ("overlap", "overlap")]
+    samples = [("samples", "samples"), ("by hash", "samples_by_hash"), ("by\nembedding", "samples_by_embedding")]
+    if is_left:
+        pictures.append(("with a\ncopy left", "with_copy_left"))
+        samples.append(("samples\nleft", "samples_left"))
+    for title, columns in (("test pictures in the corpus", pictures), ("samples that show one", samples)):
+        table = Table(title=title)
+        table.add_column("test set", overflow="fold")
+        for heading, _ in columns:
+            table.add_column(heading, justify="right", no_wrap=True)  # room that lacks is taken from the name
+        for one, label in zip(sets, labels, strict=True):
+            counts = [share[name](one) if name in share else _number(one[name]) for _, name in columns]
+            table.add_row(escape(label), *counts)
+        console.print(table)
+
+
+def endings(paths: list[str]) -> list[str]:
+    """Return the shortest end of each path, of whole names, that no other path has; a path that comes twice whole."""
+    parts = [path.rstrip("/").split("/") for path in paths]
+    shortest = []
+    for number, (path, own) in enumerate(zip(paths, parts, strict=True)):
+        others = parts[:number] + parts[number + 1 :]
+        sizes = (size for size in range(1, len(own) + 1) if all(own[-size:] != other[-size:] for other in others))
+        size = next(sizes, None)
+        shortest.append(path if size is None else "/".join(own[-size:]))
+    return shortest
 
 
 def verify(result: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ class KnownSet:
     name: str
     pictures: int
     with_copy: int
-    share: float
+    share: float  # with a copy, of the pictures that can be decoded
     samples: int
     by_hash: int
     by_embedding: int
@@ -29,7 +29,7 @@ def test_sets(totals: Mapping[str, Any]) -> list[KnownSet]:
             plain(one["suite"], ADDRESS_CHARACTERS),
             int(one["pictures"]),
             int(one["with_copy"]),
-            int(one["with_copy"]) / max(1, int(one["pictures"])),
+            int(one["with_copy"]) / max(1, int(one["pictures"]) - int(one["broken"])),
             int(one["samples"]),
             int(one["samples_by_hash"]),
             int(one["samples_by_embedding"]),

@@ -227,6 +227,7 @@ def test_a_broken_test_picture_is_named_and_counted(tmp_path: Path, caplog: pyte
     for name in ("files: a.png", "files: b/c.jpg", "tars: x", "tars: y"):
         assert f"{name} is no sound picture" in caplog.text
     assert "its sample has none" in caplog.text
+    assert "BytesIO" not in caplog.text
 
 
 def test_a_suite_that_is_none_is_said_before_anything_is_done(tmp_path: Path) -> None:
@@ -248,12 +249,29 @@ def test_a_suite_that_is_none_is_said_before_anything_is_done(tmp_path: Path) ->
         (lost, "1.tar: missing; test/nshards.txt counts it"),
         (broken, "broken: none of its 2 pictures can be decoded"),
     ):
-        with pytest.raises(UserError, match=words):
-            dedup(corpus, asked(str(suite)), LOCAL)
-        (tmp_path / "corpus" / DEDUP).rename(tmp_path / f"of {suite.name}")
-        manifest = Folder(corpus).read_json("corpus.json")
-        assert not manifest["stages"].pop("dedup")["done"]
-        Folder(corpus).write_json("corpus.json", manifest)
+        for run in (dedup, report_overlap):
+            with pytest.raises(UserError, match=words):
+                run(corpus, asked(str(suite)), LOCAL)
+        if suite != broken:  # which only decoding tells
+            assert not (tmp_path / "corpus" / DEDUP).exists()
+            assert "dedup" not in Folder(corpus).read_json("corpus.json")["stages"]
+
+
+def test_a_mistake_in_a_suite_is_told_before_raw_is_read(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", planted(), 3)
+    for sidecar in (tmp_path / "corpus" / RAW).glob("*.parquet"):
+        sidecar.write_bytes(b"not read")
+    for run in (dedup, report_overlap):
+        with pytest.raises(UserError, match="no such suite folder"):
+            run(corpus, asked(str(tmp_path / "nowhere")), LOCAL)
+
+
+def test_a_slash_at_the_end_makes_no_other_suite(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", planted(), 3)
+    suite = write_files(tmp_path / "suite", {"fox.png": encoded(picture(FOX))})
+    totals = dedup(corpus, asked(f"{suite}/"), LOCAL)
+    assert totals["test_sets"][0]["suite"] == suite
+    assert dedup(corpus, asked(suite), LOCAL) == totals
 
 
 def header_of(name: str, size: int) -> bytes:
@@ -300,7 +318,9 @@ def test_options_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
             "are 1 for 2 suites; give one for each",
         ),
         ({"suites": ("a",), "embeddings": ("e",)}, "give decontaminate.corpus_embeddings, or semantic.embeddings"),
-        ({"suites": ("a", "a")}, "names a folder twice"),
+        ({"suites": ("a", "a/")}, "names 'a' twice; name each suite once"),
+        ({"suites": ("a", "b", "./b")}, r"names '\./b' twice"),
+        ({"suites": ("s3://a/b/", "s3://a/b")}, "names 's3://a/b' twice"),
     ):
         with pytest.raises(ValueError, match=words):
             DedupConfig(decontaminate=options)
@@ -355,6 +375,11 @@ def test_report_only_writes_nothing_at_any_stage(tmp_path: Path, capsys: pytest.
     assert told()["samples"] == 4
     run("--decontaminate.suites", suite, "--report-only")
     assert "50.00%" in capsys.readouterr().out
+    (tmp_path / "suite" / "torn.png").write_bytes(b"")
+    run("--decontaminate.suites", suite, "--report-only")
+    assert "50.00%" in capsys.readouterr().out  # of those that are sound
+    run(*("--decontaminate.suites", suite, "--decontaminate.suites", f"{suite}/"), "--report-only", code=2)
+    assert "twice; name each suite once" in capsys.readouterr().err
     run("--report-only", code=2)
     assert "--decontaminate.suites" in capsys.readouterr().err
 
