@@ -38,11 +38,12 @@ from shards.layout import DEDUP, RAW, REMOVED, SIGNATURES, Status
 from shards.manifest import Manifest
 
 
-def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str, Any]:
+def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig, *, anew: bool = False) -> dict[str, Any]:
     """Write `dedup/removed.parquet`: which samples `repack` is to leave out, for which other one, and why.
 
     `dedup/thresholds.parquet` beside it has pairs to choose the thresholds by. Nothing is deleted. The outcome is the
-    same however the work was cut up, and after any interruption.
+    same however the work was cut up, and after any interruption. With `anew` a corpus takes another configuration than
+    dedup was begun with; signatures are made again only where they are of another `source_column`.
 
     Returns:
         `rows_in` (the raw samples) = `kept` + `removed`, `by_status`, `by_reason`, `components` (of two
@@ -52,19 +53,19 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str,
 
     Raises:
         UserError: `ingest` is not finished, another configuration, another process at work on the corpus,
-            embeddings that are missing or not sound, or faiss is; a suite without pictures.
+            embeddings that are missing or not sound, or faiss is; a suite without pictures; `anew` and `final/` is
+            begun.
         RunError: a raw shard cannot be read.
     """
     folder = Folder(corpus)
     Manifest.existing(folder)
     with exclusive(folder):
         manifest = Manifest.existing(folder)
-        is_whole = manifest.is_done(DEDUP) and (folder / DEDUP).exists(REMOVED)
+        is_whole = not anew and manifest.is_done(DEDUP) and (folder / DEDUP).exists(REMOVED)
         suites = list_suites(() if is_whole else config.decontaminate.suites)
-        manifest.begin(DEDUP, config)
+        _begin(folder, manifest, config, anew)
         if is_whole:
             return manifest.totals(DEDUP)
-        manifest.reopen(DEDUP)
         (folder / DEDUP).sweep_temporary()
         (folder / DEDUP / SIGNATURES).sweep_temporary()
         shards = manifest.shards(RAW)
@@ -90,6 +91,21 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str,
     for reason, count in totals["by_reason"].items():
         metrics.rows().inc(count, tags={"stage": DEDUP, "status": Status.FILTERED.value, "reason": reason})
     return totals
+
+
+def _begin(folder: Folder, manifest: Manifest, config: DedupConfig, anew: bool) -> None:
+    if not anew:
+        manifest.begin(DEDUP, config)
+        if not (folder / DEDUP).exists(REMOVED):
+            manifest.reopen(DEDUP)
+        return
+    manifest.shards(RAW)  # before the last outcome is given up: nothing can be made without them
+    before = manifest.config(DEDUP).get("source_column")
+    manifest.begin_anew(DEDUP, config)
+    if config.source_column not in (None, before):
+        signatures = folder / DEDUP / SIGNATURES
+        for name in signatures.names(".parquet"):
+            signatures.delete(name)
 
 
 def _write_signatures(folder: Folder, shards: Sequence[str], config: DedupConfig, cluster: ClusterConfig) -> None:

@@ -23,6 +23,8 @@ from shards.pdq import pdq
 from shards.sample import FORMATS, UNDECODABLE
 
 HASH_BYTES, CAPTION_BYTES = 32, 16
+SOURCE_COLUMN = b"source_column"
+"""Key in a file's metadata: the column that `source` is of."""
 _SHA256_BYTES = 32
 _COLUMNS = [
     "key", "caption", "status", "sha256", "width", "height", "original_width", "original_height",
@@ -83,7 +85,8 @@ class SignatureWriter:
             )
         wanted = [*_COLUMNS, SOURCE_KEY, *_HASH, *([self.source_column] if self.source_column else [])]
         table = signatures(sidecar.read(columns=[name for name in wanted if name in there]), self.source_column)
-        return self._hashed(shard, table)
+        table = self._hashed(shard, table)
+        return table if self.source_column is None else _of_source(table, self.source_column)
 
     def _hashed(self, shard: str, table: pa.Table) -> pa.Table:
         """Return signatures in which no sample lacks a PDQ hash."""
@@ -107,6 +110,16 @@ class SignatureWriter:
             place = SCHEMA.get_field_index(name)
             table = table.set_column(place, SCHEMA.field(name), pa.array(values, SCHEMA.field(name).type))
         return table
+
+
+def _of_source(table: pa.Table, column: str) -> pa.Table:
+    return table.replace_schema_metadata({SOURCE_COLUMN: column.encode()})
+
+
+def _is_usable(table: pa.Table, source_column: str | None) -> bool:
+    """Tell whether signatures are of this version, and of these sources where any are asked for."""
+    has = (table.schema.metadata or {}).get(SOURCE_COLUMN)
+    return bool(table.schema == SCHEMA) and (source_column is None or has == source_column.encode())
 
 
 def _pdq_of(data: bytes) -> tuple[str, int]:
@@ -224,7 +237,7 @@ def captions(corpus: str, of: Signatures, samples: npt.NDArray[np.int64]) -> lis
 def _of_shard(corpus: str, shard: str, source_column: str | None) -> pa.Table:
     folder, name = Folder(corpus) / DEDUP / SIGNATURES, f"{shard}.parquet"
     table = pq.read_table(io.BytesIO(folder.read(name)))
-    if table.schema != SCHEMA:  # of an earlier version
+    if not _is_usable(table, source_column):
         SignatureWriter(corpus, source_column).run(shard)
         table = pq.read_table(io.BytesIO(folder.read(name)))
     return table

@@ -110,16 +110,22 @@ def dedup(
         bool,
         Parameter(negative=(), help="write nothing; say what the corpus has in common with --decontaminate.suites"),
     ] = False,
+    anew: Annotated[
+        bool,
+        Parameter(negative=(), help="make its list again, with other options than it was made with; before `repack`"),
+    ] = False,
     cluster: ClusterConfig = ClusterConfig(),
     json: Json = False,
 ) -> None:
     """Find who is a duplicate of whom, and who shows a test picture; nothing is deleted."""
     settings = pipeline.stage_config(config, "dedup", options)
     where = pipeline.stage_config(config, "cluster", cluster)
+    if report_only and anew:
+        raise UserError("--report-only writes nothing; leave --anew out")
     if report_only:
         emit(pipeline.overlap(corpus, settings, where), json, show.overlap)
     else:
-        emit(pipeline.dedup(corpus, settings, where), json, show.stage)
+        emit(pipeline.dedup(corpus, settings, where, anew=anew), json, show.stage)
 
 
 @app.command

@@ -60,11 +60,11 @@ def ingest(corpus: str, config: IngestConfig, cluster: ClusterConfig, *, retry_f
     return {"stage": "ingest", **run_ingest(corpus, config, cluster, retry_failed=retry_failed)}
 
 
-def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str, Any]:
-    """Who is a duplicate of whom."""
+def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig, *, anew: bool = False) -> dict[str, Any]:
+    """Who is a duplicate of whom; with `anew` also under another configuration than before."""
     from dedup.run import dedup as run_dedup
 
-    return {"stage": "dedup", **run_dedup(corpus, config, cluster)}
+    return {"stage": "dedup", **run_dedup(corpus, config, cluster, anew=anew)}
 
 
 def overlap(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> dict[str, Any]:

@@ -69,18 +69,46 @@ class Manifest:
         if before is not None:
             found = differences(completed(before["config"], type(config)), essence(config))
             if found:
+                anew = "; or begin it anew with --anew" if stage == DEDUP else ""
                 raise UserError(
                     f"{self.folder.url}: '{stage}' was made with another configuration ({'; '.join(found)}); "
-                    "use the same, or a new corpus folder"
+                    f"use the same, or a new corpus folder{anew}"
                 )
+        self._check_before(stage)
+        if before is None:
+            self._record(stage, config)
+
+    def begin_anew(self, stage: str, config: Config) -> None:
+        """Record that `stage` starts with `config`, whatever it was made with before; what it wrote stays.
+
+        Raises:
+            UserError: a stage after it has written something, the one before it is not done, or a removal was
+                interrupted.
+        """
+        tombstones.check_none_is_open(self.folder)
+        self._check_before(stage)
+        after = STAGES[STAGES.index(stage) + 1 :]
+        for later in after:
+            place = self.folder / later
+            if any(not name.startswith(".") for name in place.names() + place.folders()):
+                raise UserError(
+                    f"{place.url}: `pairmill {COMMANDS[later]}` has begun it from what '{stage}' made; remove "
+                    f"{later}/ and give the same command again, or use a new corpus folder"
+                )
+        for later in after:
+            self._content["stages"].pop(later, None)
+        self._record(stage, config)
+
+    def _check_before(self, stage: str) -> None:
         earlier = STAGES.index(stage)
         if earlier and not self.is_done(STAGES[earlier - 1]):
             raise UserError(f"{self.folder.url}: '{STAGES[earlier - 1]}' is not finished yet; run that first")
-        if before is None:
-            self._content["stages"][stage] = {
-                "config": essence(config), "digest": digest(config), "done": False, "totals": {},
-            }  # fmt: skip
-            self._save()
+
+    def _record(self, stage: str, config: Config) -> None:
+        self._content["stages"][stage] = {
+            "config": essence(config), "digest": digest(config), "done": False, "totals": {},
+        }  # fmt: skip
+        self._save()
 
     def finish(self, stage: str, totals: dict[str, Any]) -> None:
         """Record that `stage` is done with these totals (`rows_in`, `by_status`, `by_reason`, ...)."""
