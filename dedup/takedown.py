@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dedup.spread import FEW_TASKS, few_or_on_ray
+from dedup.takedown_aside import is_laid_out, removals, without
 from dedup.takedown_list import read_list
 from dedup.takedown_plan import Plan, planned, totals_after
 from dedup.takedown_work import TakeDown, tasks_of
@@ -40,7 +41,9 @@ def remove(
 
     Returns:
         `samples`, `shards` by stage, `unmatched` (entries that name no sample), `unhashed` (samples that have no
-        hash for a `pdq` entry to be compared with), `tombstone` (None where nothing is new), `going`.
+        hash for a `pdq` entry to be compared with), `back` (samples that had gone for one of them and are no copies:
+        they stay from the next repack on), `left_out` (such where `final/` is laid out already: they stay out of it),
+        `tombstone` (None where nothing is new), `going`.
 
     Raises:
         UserError: a malformed list, no corpus, another process at work on it.
@@ -114,18 +117,22 @@ def _carry_out(folder: Folder, tombstone: Tombstone, cluster: ClusterConfig) -> 
 
 
 def _shorten_lists(folder: Folder, keys: Sequence[str]) -> None:
-    """Take samples that were themselves to go as duplicates, or are in a pair to look at, out of dedup's lists."""
-    place, gone = folder / DEDUP, pa.array(keys, pa.string())
-    for name, columns in ((REMOVED, ("key",)), (THRESHOLDS, ("key", "other_key"))):
-        if not place.exists(name):
-            continue
-        table = left = pq.read_table(io.BytesIO(place.read(name)))
-        for column in columns:
-            left = left.filter(pc.invert(pc.is_in(left[column], gone)))
-        if len(left) < len(table):
-            buffer = io.BytesIO()
-            pq.write_table(left, buffer, compression="zstd")
-            place.write(name, buffer.getvalue())
+    """Take what goes out of dedup's lists: where it is a duplicate, what others went for, or in a pair to look at."""
+    removed = removals(folder)
+    if removed is not None:
+        _rewrite(folder, REMOVED, removed, without(removed, keys, is_laid_out(folder)))
+    if (folder / DEDUP).exists(THRESHOLDS):
+        table = left = pq.read_table(io.BytesIO((folder / DEDUP).read(THRESHOLDS)))
+        for column in ("key", "other_key"):
+            left = left.filter(pc.invert(pc.is_in(left[column], pa.array(keys, pa.string()))))
+        _rewrite(folder, THRESHOLDS, table, left)
+
+
+def _rewrite(folder: Folder, name: str, before: pa.Table, after: pa.Table) -> None:
+    if not after.equals(before):
+        buffer = io.BytesIO()
+        pq.write_table(after, buffer, compression="zstd")
+        (folder / DEDUP).write(name, buffer.getvalue())
 
 
 def _result(plan: Plan, tombstone: Tombstone | None, ended: Tombstone | None = None) -> dict[str, Any]:
@@ -139,6 +146,8 @@ def _result(plan: Plan, tombstone: Tombstone | None, ended: Tombstone | None = N
         },
         "unmatched": list(plan.unmatched) if ended is None else [],
         "unhashed": plan.unhashed,
+        "back": len(plan.back),
+        "left_out": plan.left_out,
         "tombstone": shown.name if shown is not None else None,
     }
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from dedup.outcome import TEXT
 from dedup.spread import few_or_on_ray
 from dedup.statistics import without
+from dedup.takedown_aside import OTHER_PICTURES, bereft, coming_back, is_laid_out, removals, set_aside
 from dedup.takedown_match import Match, Matcher, ShardOf, all_shards, with_raw_keys
 from infra.cluster import ClusterConfig
 from infra.logs import progress
@@ -31,7 +26,9 @@ from shards.writer import committed
 class Plan:
     """What a list comes to in a corpus: the samples that go, entries that name none, samples without a PDQ hash.
 
-    `digests` are of the samples' bodies and pictures (SHA-256, PDQ hash), for who looks before anything goes.
+    `digests` are of the samples' bodies and pictures (SHA-256, PDQ hash), for who looks before anything goes. `back` is
+    who comes back, as nobody has their place any more, with the method by which they had gone; `left_out` counts those
+    who would, were `final/` not laid out.
     """
 
     entries: tuple[Entry, ...]
@@ -40,6 +37,8 @@ class Plan:
     unmatched: tuple[str, ...]
     unhashed: int
     digests: Mapping[str, tuple[str | None, str | None]]
+    back: Mapping[str, str]
+    left_out: int
 
 
 def planned(folder: Folder, given: Sequence[Entry], cluster: ClusterConfig) -> Plan:
@@ -48,15 +47,15 @@ def planned(folder: Folder, given: Sequence[Entry], cluster: ClusterConfig) -> P
     entries = with_raw_keys(folder, given, final)
     matches, unhashed = _found(folder, entries, all_shards(committed(folder / RAW), final), cluster)
     keys = sorted({one.raw_key for one in matches}, key=int)
-    copies = _copies(folder, keys)
-    # In `final/` they have no place: were they left, the next dedup would bring the picture back by one of them.
-    also, _ = _found(folder, [Entry(Kind.KEY, key) for key in copies], _shards_of(folder, copies), cluster)
+    copies, also = _copies(folder, matches, keys, cluster)
     methods = removed_of(folder, sorted({*keys, *copies})) if (folder / DEDUP).exists(REMOVED) else {}
     manifest = Manifest.existing(folder)
     told = {one.raw_key: str(entries[one.entry]) for one in matches}
     told |= {one.raw_key: f"duplicate of {copies[one.raw_key]}, {told[copies[one.raw_key]]}" for one in also}
     removed = _removed(manifest, [*matches, *also], methods, told)
     named = {one.entry for one in matches}
+    back = _back(folder, [one.key for one in removed])
+    laid_out = is_laid_out(folder)
     return Plan(
         tuple(dict.fromkeys(entry for entry in entries if entry.kind != Kind.FINAL)),
         removed,
@@ -64,6 +63,8 @@ def planned(folder: Folder, given: Sequence[Entry], cluster: ClusterConfig) -> P
         tuple(entry.shown for place, entry in enumerate(entries) if place not in named),
         unhashed if any(entry.kind == Kind.PDQ for entry in entries) else 0,
         {one.raw_key: (one.sha256, one.phash) for one in (*matches, *also)},
+        {} if laid_out else back,
+        len(back) if laid_out else 0,
     )
 
 
@@ -82,20 +83,27 @@ def _found(
     return matches, unhashed
 
 
-def _copies(folder: Folder, keys: Sequence[str]) -> dict[str, str]:
-    """Return the samples that dedup set aside for one of `keys`, with that one, by key.
+def _copies(
+    folder: Folder, matches: Sequence[Match], keys: Sequence[str], cluster: ClusterConfig
+) -> tuple[dict[str, str], list[Match]]:
+    """Return the copies that dedup set aside for one of `keys`, with that one, by key, and where they are.
 
-    Not those beyond a cap on captions: they are other pictures.
+    In `final/` they have no place: were they left, the next dedup would bring the picture back by one of them. Other
+    pictures are none, unless they have the very body.
     """
-    place = folder / DEDUP
-    if not keys or not place.exists(REMOVED):
-        return {}
-    table = pq.read_table(io.BytesIO(place.read(REMOVED)), columns=["key", "kept_key", "method"])
-    wanted = pa.array(keys, pa.string())
-    table = table.filter(pc.not_equal(table["method"], TEXT))
-    is_copy = pc.and_(pc.is_in(table["kept_key"], wanted), pc.invert(pc.is_in(table["key"], wanted)))
-    found = table.filter(is_copy)
-    return dict(zip(found["key"].to_pylist(), found["kept_key"].to_pylist(), strict=True))
+    removed = removals(folder) if keys else None
+    if removed is None:
+        return {}, []
+    rows = {row["key"]: row for row in set_aside(removed, keys).select(["key", "kept_key", "method"]).to_pylist()}
+    found, _ = _found(folder, [Entry(Kind.KEY, key) for key in rows], _shards_of(folder, rows), cluster)
+    bodies = {one.sha256 for one in matches if one.sha256}
+    also = [one for one in found if rows[one.raw_key]["method"] not in OTHER_PICTURES or one.sha256 in bodies]
+    return {one.raw_key: rows[one.raw_key]["kept_key"] for one in also}, also
+
+
+def _back(folder: Folder, gone: Sequence[str]) -> dict[str, str]:
+    removed = removals(folder) if gone else None
+    return {} if removed is None else coming_back(bereft(removed, gone))
 
 
 def _shards_of(folder: Folder, keys: Iterable[str]) -> list[ShardOf]:
@@ -154,12 +162,20 @@ def totals_after(manifest: Manifest, plan: Plan) -> dict[str, dict[str, Any]]:
         for name, less in (("kept", gone - duplicates.total()), ("removed", duplicates.total()), ("samples", final)):
             if name in totals:
                 totals[name] -= less
+        if stage == DEDUP:
+            totals |= _come_back(totals, plan.back)
         if "largest_components" in totals:
             totals["largest_components"] = without(totals["largest_components"], {one.key for one in plan.removed})
         if stage == FINAL and final:
             totals["holes"] = totals.get("holes", 0) + final
         found[stage] = totals
     return found
+
+
+def _come_back(totals: Mapping[str, Any], back: Mapping[str, str]) -> dict[str, Any]:
+    reasons = Counter(reason_of(method) for method in back.values())
+    counts = {"kept": totals["kept"] + len(back), "removed": totals["removed"] - len(back)}
+    return counts | _moved(totals, -len(back), len(back), reasons)
 
 
 def _moved(totals: Mapping[str, Any], kept: int, filtered: int, reasons: Mapping[str, int]) -> dict[str, Any]:

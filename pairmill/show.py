@@ -143,6 +143,11 @@ def removal(result: dict[str, Any]) -> None:
     verb = "would go" if result.get("dry_run") else "removed"
     shards = ", ".join(f"{_number(count)} shards of {stage}/" for stage, count in result["shards"].items())
     console.print(f"{result['corpus']}: {_number(result['samples'])} samples {verb}, from {shards}", soft_wrap=True)
+    aside = "samples that had gone for them, and are no copies,"
+    if result["back"]:
+        console.print(f"{_number(result['back'])} {aside} come back with the next repack", soft_wrap=True)
+    if result["left_out"]:
+        console.print(f"{_number(result['left_out'])} {aside} stay out of final/, which is laid out", soft_wrap=True)
     if result["tombstone"]:
         console.print(f"tombstone {result['tombstone']}")
 
