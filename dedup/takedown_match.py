@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from infra.errors import RunError
 from infra.storage import Folder
 from shards.barred import Barred, Entry, Kind
-from shards.layout import FINAL, RAW, SOURCE_KEY, Status, key_address, shard_name
+from shards.layout import DEDUP, FINAL, RAW, SIGNATURES, SOURCE_KEY, Status, key_address, shard_name
 from shards.urls import digest_of
 
 COLUMNS = ("key", "status", "url", "final_url", "sha256", "phash", SOURCE_KEY)
@@ -48,17 +48,33 @@ class Matcher:
         self.barred = Barred(entries)
 
     def run(self, task: ShardOf) -> tuple[list[Match], int]:
-        """Return the samples of a shard that are to go, and how many of its samples have no PDQ hash."""
+        """Return the samples of a shard that are to go, and how many of its samples have no PDQ hash.
+
+        Of raw samples whose sidecar has none, the one that dedup made counts.
+        """
         stage, shard = task
         found, unhashed = [], 0
+        hashes: dict[str, str] | None = None
         for row in samples(self.corpus / stage, shard):
-            unhashed += row["phash"] is None
             raw_key = row.get(SOURCE_KEY) or row["key"]
+            if row["phash"] is None and stage == RAW and self.barred.has_pictures:
+                hashes = self._hashes(shard) if hashes is None else hashes
+                row["phash"] = hashes.get(raw_key)
+            unhashed += row["phash"] is None
             entry = self._entry(raw_key, row)
             if entry is not None:
                 digests = digest_of(row["url"]), row["sha256"], row["phash"]
                 found.append(Match(stage, shard, row["key"], raw_key, self.places[entry], *digests))
         return found, unhashed
+
+    def _hashes(self, shard: str) -> dict[str, str]:
+        """Return the PDQ hashes in the signatures of a raw shard, by raw key; none where dedup has not made them."""
+        folder = self.corpus / DEDUP / SIGNATURES
+        if not folder.exists(f"{shard}.parquet"):
+            return {}
+        table = _table(folder, shard, ("key", "phash"))
+        values = zip(table["key"].to_pylist(), table["phash"].to_pylist(), strict=True)
+        return {key: phash.hex() for key, phash in values if phash is not None}
 
     def _entry(self, raw_key: str, row: dict[str, Any]) -> Entry | None:
         barred = self.barred

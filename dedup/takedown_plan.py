@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dedup.spread import few_or_on_ray
@@ -45,7 +45,7 @@ def planned(folder: Folder, given: Sequence[Entry], cluster: ClusterConfig) -> P
     """Look through every sidecar for what the entries name. Raises RunError for one that cannot be read."""
     final = committed(folder / FINAL)
     entries = with_raw_keys(folder, given, final)
-    matches, unhashed = _found(folder, entries, all_shards(committed(folder / RAW), final), cluster)
+    matches, unhashed = _matches(folder, entries, final, cluster)
     keys = sorted({one.raw_key for one in matches}, key=int)
     copies, also = _copies(folder, matches, keys, cluster)
     methods = removed_of(folder, sorted({*keys, *copies})) if (folder / DEDUP).exists(REMOVED) else {}
@@ -62,10 +62,33 @@ def planned(folder: Folder, given: Sequence[Entry], cluster: ClusterConfig) -> P
         methods,
         tuple(entry.shown for place, entry in enumerate(entries) if place not in named),
         unhashed if any(entry.kind == Kind.PDQ for entry in entries) else 0,
-        {one.raw_key: (one.sha256, one.phash) for one in (*matches, *also)},
+        _digests((*matches, *also)),
         {} if laid_out else back,
         len(back) if laid_out else 0,
     )
+
+
+def _digests(matches: Sequence[Match]) -> dict[str, tuple[str | None, str | None]]:
+    found: dict[str, tuple[str | None, str | None]] = {}
+    for one in matches:
+        sha256, phash = found.get(one.raw_key, (None, None))  # a final sidecar has no hash that dedup alone has made
+        found[one.raw_key] = sha256 or one.sha256, phash or one.phash
+    return found
+
+
+def _matches(
+    folder: Folder, entries: Sequence[Entry], final: Sequence[str], cluster: ClusterConfig
+) -> tuple[list[Match], int]:
+    """Return all that the entries name, and how many samples no `pdq` entry can be compared with.
+
+    A raw sample's hash may be in dedup's signatures alone: what became of it in `final/` is then found by its key.
+    """
+    matches, unhashed = _found(folder, entries, all_shards(committed(folder / RAW), final), cluster)
+    there = {one.raw_key for one in matches if one.stage == FINAL}
+    lone = {one.raw_key: one.entry for one in matches if entries[one.entry].kind == Kind.PDQ}
+    lone = {key: entry for key, entry in lone.items() if key not in there}
+    in_final, _ = _found(folder, [Entry(Kind.KEY, key) for key in lone], all_shards((), final), cluster)
+    return matches + [replace(one, entry=lone[one.raw_key]) for one in in_final], unhashed
 
 
 def _found(
@@ -76,9 +99,9 @@ def _found(
     if not entries or not tasks:
         return matches, unhashed
     with progress("remove: looking", len(tasks), "shards") as meter:
-        for _, (found, without) in few_or_on_ray(Matcher, (folder.url, entries), tasks, cluster):
+        for (stage, _), (found, without) in few_or_on_ray(Matcher, (folder.url, entries), tasks, cluster):
             matches += found
-            unhashed += without
+            unhashed += without if stage == tasks[0][0] else 0  # in `final/` they are the same samples once more
             meter.advance(1, samples=len(matches))
     return matches, unhashed
 
