@@ -156,7 +156,7 @@ def _going(plan: Plan) -> list[dict[str, Any]]:
     return [
         {
             "key": one.key, "raw_shard": one.shard, "final_key": one.final,
-            "final_shard": one.final_shard, "matched": one.matched,
+            "final_shard": one.final_shard, "matched": plan.shown[one.key],
             "sha256": plan.digests[one.key][0], "phash": plan.digests[one.key][1],
         }
         for one in plan.removed

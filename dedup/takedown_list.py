@@ -11,8 +11,8 @@ from shards.barred import ANY_BELOW, MAX_DISTANCE, Entry, Kind
 from shards.layout import key_address
 from shards.urls import canonical, digest_of, host_of
 
-NAMED = 20
-"""Malformed lines of a list that are named, with how to mend them."""
+KEY_DIGITS = 18
+"""Most digits of a key: more are no number of a shard and a row that fits 64 bits."""
 LINES = "url URL, host HOST, key KEY, final KEY, sha256 DIGEST, pdq HASH DISTANCE"
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -27,7 +27,7 @@ def read_list(where: str) -> list[Entry]:
     Empty lines and what follows a `#` at a line's start or after white space are passed over.
 
     Raises:
-        UserError: no such file, no entry in it, or malformed lines, of which `NAMED` are named.
+        UserError: no such file, no entry in it, or malformed lines, each of which is named.
     """
     parent, slash, name = where.rpartition("/")
     try:
@@ -40,8 +40,7 @@ def read_list(where: str) -> list[Entry]:
         raise UserError(f"{where}: no text in UTF-8 (byte {error.start}); save the list as UTF-8") from None
     entries, wrong = parse(text.splitlines())
     if wrong:
-        more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
-        raise UserError(f"{where}: {len(wrong)} malformed lines, nothing was done: {'; '.join(wrong[:NAMED])}{more}")
+        raise UserError(f"{where}: {len(wrong)} malformed lines, nothing was done: {'; '.join(wrong)}")
     if not entries:
         raise UserError(f"{where}: holds no entry; give lines such as {LINES}")
     return entries
@@ -93,13 +92,16 @@ def _host(values: list[str]) -> tuple[str, int]:
 
 
 def _key(values: list[str]) -> tuple[str, int]:
+    key = values[0]
     try:
-        key_address(values[0])
+        key_address(key)
+        if not key.isascii() or len(key) > KEY_DIGITS:
+            raise ValueError
     except ValueError:
         raise MalformedLineError(
-            f"{_short(values[0])} is no key; give the digits of a sample's `key`, as 000120034"
+            f"{_short(key)} is no key; give the digits of a sample's `key`, as 000120034"
         ) from None
-    return values[0], 0
+    return key, 0
 
 
 def _sha256(values: list[str]) -> tuple[str, int]:

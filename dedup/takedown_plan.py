@@ -26,9 +26,10 @@ from shards.writer import committed
 class Plan:
     """What a list comes to in a corpus: the samples that go, entries that name none, samples without a PDQ hash.
 
-    `digests` are of the samples' bodies and pictures (SHA-256, PDQ hash), for who looks before anything goes. `back` is
-    who comes back, as nobody has their place any more, with the method by which they had gone; `left_out` counts those
-    who would, were `final/` not laid out.
+    `digests` are of the samples' bodies and pictures (SHA-256, PDQ hash), `shown` is what each matched as a person
+    wrote it, for who looks before anything goes: a tombstone has no address. `back` is who comes back, as nobody has
+    their place any more, with the method by which they had gone; `left_out` counts those who would, were `final/` not
+    laid out.
     """
 
     entries: tuple[Entry, ...]
@@ -37,6 +38,7 @@ class Plan:
     unmatched: tuple[str, ...]
     unhashed: int
     digests: Mapping[str, tuple[str | None, str | None]]
+    shown: Mapping[str, str]
     back: Mapping[str, str]
     left_out: int
 
@@ -50,8 +52,7 @@ def planned(folder: Folder, given: Sequence[Entry], cluster: ClusterConfig) -> P
     copies, also = _copies(folder, matches, keys, cluster)
     methods = removed_of(folder, sorted({*keys, *copies})) if (folder / DEDUP).exists(REMOVED) else {}
     manifest = Manifest.existing(folder)
-    told = {one.raw_key: str(entries[one.entry]) for one in matches}
-    told |= {one.raw_key: f"duplicate of {copies[one.raw_key]}, {told[copies[one.raw_key]]}" for one in also}
+    told = _told({one.raw_key: str(entries[one.entry]) for one in matches}, copies)
     removed = _removed(manifest, [*matches, *also], methods, told)
     named = {one.entry for one in matches}
     back = _back(folder, [one.key for one in removed])
@@ -63,9 +64,14 @@ def planned(folder: Folder, given: Sequence[Entry], cluster: ClusterConfig) -> P
         tuple(entry.shown for place, entry in enumerate(entries) if place not in named),
         unhashed if any(entry.kind == Kind.PDQ for entry in entries) else 0,
         _digests((*matches, *also)),
+        _told({one.raw_key: entries[one.entry].shown for one in matches}, copies),
         {} if laid_out else back,
         len(back) if laid_out else 0,
     )
+
+
+def _told(words: Mapping[str, str], copies: Mapping[str, str]) -> dict[str, str]:
+    return {**words, **{key: f"duplicate of {kept}, {words[kept]}" for key, kept in copies.items()}}
 
 
 def _digests(matches: Sequence[Match]) -> dict[str, tuple[str | None, str | None]]:

@@ -216,6 +216,7 @@ def test_a_dry_run_lists_and_changes_nothing(corpus: Folder, listed: Listed) -> 
     result = remove(corpus.url, listed(f"url {told['url']}", "host nowhere.example"), LOCAL, dry_run=True)
     (one,) = result["going"]
     assert (one["key"], one["raw_shard"], one["sha256"]) == (told["key"], "00002", told["sha256"])
+    assert one["matched"] == f"url {told['url']}"
     assert one["final_key"].startswith(one["final_shard"])
     assert (result["samples"], result["unmatched"]) == (1, ["host nowhere.example"])
     assert (result["shards"], result["tombstone"]) == ({RAW: 1, FINAL: 1}, None)

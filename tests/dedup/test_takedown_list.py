@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dedup.takedown import remove
-from dedup.takedown_list import NAMED, parse, read_list
+from dedup.takedown_list import parse, read_list
 from infra.errors import UserError
 from infra.storage import Folder
 from shards.barred import Barred, Entry, Kind
@@ -31,6 +31,9 @@ HEX = "0123456789abcdef" * 4
         ("host *a.example", "is no host"),
         ("key 12", "is no key; give the digits"),
         ("final 00012003x", "is no key"),
+        (f"key {'1' * 30}", "is no key"),
+        (f"final {'1' * 5000}", "is no key"),
+        ("key ٠٠٠١٢٠٠٣٤", "is no key"),
         (f"sha256 {HEX[1:]}", "is no SHA-256; give the 64 hex digits"),
         (f"pdq {HEX}", "pdq with 1 values; give a hash and a distance"),
         (f"pdq {HEX} 65", "distance '65'; give a whole number of bits, 0 to 64"),
@@ -47,13 +50,12 @@ def test_a_malformed_line_is_named_with_how_to_mend_it(line: str, mend: str) -> 
 
 def test_all_are_named_at_once_and_nothing_is_done(corpus: Folder, tmp_path: Path) -> None:
     where = tmp_path / "list.txt"
-    where.write_text("key 000020005\n" + "\n".join(f"kye {number}" for number in range(NAMED + 3)))
+    where.write_text("key 000020005\n" + "\n".join(f"kye {number}" for number in range(60)))
     with pytest.raises(UserError) as caught:
         remove(corpus.url, str(where), LOCAL)
     told = str(caught.value)
-    assert all(f"line {number}: 'kye' is no kind" in told for number in range(2, NAMED + 2))
-    assert f"{NAMED + 3} malformed lines, nothing was done" in told
-    assert told.endswith("; and 3 more")
+    assert all(f"line {number}: 'kye' is no kind" in told for number in range(2, 62))
+    assert "60 malformed lines, nothing was done" in told
     assert not (corpus / "tombstones").exists()
 
 
