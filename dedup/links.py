@@ -15,6 +15,9 @@ from dedup.hamming import Pairs
 
 _AT_ONCE = 8192
 """Comparisons that are laid out, and members of a group that are held against its leaders, at a time."""
+MOST_LEADERS = 64
+"""Looks that pictures of one hash are told apart by. A hash that more of them share tells nothing: those beyond stay,
+and join nothing, or comparisons would grow with the square of them."""
 
 
 def always(first: Indices, second: Indices) -> npt.NDArray[np.bool_]:
@@ -34,8 +37,9 @@ def settled(batch: Batch, look: SameLook = always) -> Settled:
     """
     same = look if batch.captions is None else _same_caption_too(batch.captions, look)
     everyone = np.arange(len(batch.samples))
-    leader = link_equal_hashes(batch.ends, same)
-    near = link_near_hashes(batch, leader, same)
+    most = MOST_LEADERS if batch.captions is None else len(everyone)  # a picture may have many captions
+    leader = link_equal_hashes(batch.ends, same, most)
+    near = link_near_hashes(batch, leader, same, most)
     kept, distance = np.full(len(everyone), NOBODY), np.zeros(len(everyone), np.int32)
     by = settle(near[:, 0], near[:, 1], near[:, 2], batch.place, kept)
     gone = np.flatnonzero(by != NOBODY)
@@ -52,10 +56,10 @@ def settled(batch: Batch, look: SameLook = always) -> Settled:
     return Settled(batch.samples, for_whom, distance, batch.samples[component])
 
 
-def link_equal_hashes(ends: Indices, same: SameLook) -> Indices:
+def link_equal_hashes(ends: Indices, same: SameLook, most: int) -> Indices:
     """Return for each of `S` samples the first of its group `[ends[g], ends[g + 1])` that leads and looks the same.
 
-    Itself, where it leads.
+    Itself, where it leads, and where it is like none of the `most` that lead already.
     """
     leader = np.arange(ends[-1])
     for group in np.flatnonzero(np.diff(ends) > 1).tolist():
@@ -64,7 +68,7 @@ def link_equal_hashes(ends: Indices, same: SameLook) -> Indices:
             left = np.arange(low, min(low + _AT_ONCE, ends[group + 1]))
             for one in leaders:
                 left = _led(one, left, leader, same)
-            while len(left):
+            while len(left) and len(leaders) < most:
                 leaders.append(int(left[0]))
                 left = _led(leaders[-1], left[1:], leader, same)
     return leader
@@ -79,9 +83,15 @@ def _led(one: int, left: Indices, leader: Indices, same: SameLook) -> Indices:
     return left[~alike]
 
 
-def link_near_hashes(batch: Batch, leader: Indices, same: SameLook) -> Pairs:
-    """Return links `[L, 3]` (two leaders, distance) where looks agree, for the batch's pairs of groups."""
+def link_near_hashes(batch: Batch, leader: Indices, same: SameLook, most: int) -> Pairs:
+    """Return links `[L, 3]` (two leaders, distance) where looks agree, for the batch's pairs of groups.
+
+    The first `most` leaders of a group are compared.
+    """
     leads = np.flatnonzero(leader == np.arange(len(leader)))
+    before = np.searchsorted(leads, batch.ends)
+    nth = np.arange(len(leads)) - np.repeat(before[:-1], np.diff(before))
+    leads = leads[nth < most]
     ends = np.searchsorted(leads, batch.ends)
     a, b, bits = batch.pairs.T
     width = (ends[b + 1] - ends[b]).astype(np.int64)

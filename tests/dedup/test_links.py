@@ -168,3 +168,23 @@ def test_a_group_of_samples_that_all_look_alike_takes_a_look_each() -> None:
     batch = Batch(np.arange(size), np.array([0, size]), np.empty((0, 3), np.int64), np.arange(size), None)
     assert (settled(batch, look).kept[1:] == 0).all()
     assert looks == size - 1
+
+
+def test_a_hash_of_many_looks_costs_no_square_of_them() -> None:
+    """3,000 pictures of one hash, each with a copy, no two others alike; and a near hash of as many."""
+    count, compared = 3000, 0
+    look = np.concatenate([np.repeat(np.arange(count), 2), np.repeat(np.arange(count), 2)])
+    ends = np.array([0, 2 * count, 4 * count])
+    batch = Batch(np.arange(4 * count), ends, np.array([[0, 1, 7]]), np.arange(4 * count), None)
+
+    def same(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        nonlocal compared
+        compared += len(first)
+        return look[first] == look[second]
+
+    found = settled(batch, same)
+    assert compared <= 4 * count * links.MOST_LEADERS + links.MOST_LEADERS**2 + 4 * count
+    gone = np.flatnonzero(found.kept != NOBODY)
+    assert (look[found.kept[gone]] == look[gone]).all()
+    assert sorted(set(look[gone].tolist())) == list(range(links.MOST_LEADERS))
+    assert len(gone) == 3 * links.MOST_LEADERS
