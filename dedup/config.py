@@ -117,7 +117,7 @@ class DedupConfig(Config):
         True, description="compare the pictures themselves wherever hashes are close, before one is removed"
     )
     confirm_difference: float = Field(
-        18.0,
+        13.0,
         ge=0,
         le=255,
         description="largest difference of two 32x32 thumbnails where they differ most (mean of the worst "

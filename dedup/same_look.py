@@ -28,6 +28,8 @@ MOST_CROPPED = 0.05
 """Share of the picture's width or height that may be cut off at a side."""
 LEAST_FILLED = 0.7
 """Share of a label's pixels that differ."""
+_SHARP, _SOFT = 1.0, 2.0
+"""How wide a pixel of 32 reaches: to find what is cropped, and to compare what one format or size has lost of lines."""
 _CUTS = np.linspace(0, MOST_CROPPED, 9)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _GAIN, _BIAS, _SATURATION = (0.82, 1.22), (-25.0, 25.0), (0.75, 1.35)
@@ -63,9 +65,9 @@ def same(first: Thumbnails, second: Thumbnails, most: float) -> Bools:
             part[left] = _is_copy(source[left], copy[left], most)
         left = np.flatnonzero(~part)
         part[left] = _is_labelled(one[left], other[left], most)
-        for source, copy in ((one, other_whole), (other, whole)):
+        for source, copy, copy_whole in ((one, other, other_whole), (other, one, whole)):
             left = np.flatnonzero(~part)
-            part[left] = _is_copy(_cropped(source[left], copy[left]), copy[left], most)
+            part[left] = _is_copy(_cropped(source[left], copy[left]), copy_whole[left], most)
     return found
 
 
@@ -84,37 +86,43 @@ def _is_copy(source: Views, copy: Views, most: float) -> Bools:
 
 def _whole(pictures: Views) -> Views:
     """Return pictures `[P, 3, 64, 64]` as `[P, 3, 32, 32]`."""
-    return np.asarray(_weights()[0] @ pictures @ _weights()[0].T)
+    weights = _weights(_SOFT)[0]
+    return np.asarray(weights @ pictures @ weights.T)
 
 
 def _cropped(source: Views, copy: Views) -> Views:
-    """Return of `source` `[P, 3, 64, 64]` the part that lies best on `copy` `[P, 3, 32, 32]`, as large as that."""
-    light, wanted = _luma(source), _luma(copy)
+    """Return of `source` `[P, 3, 64, 64]` the part that lies best on `copy`, as `[P, 3, 32, 32]`."""
+    light, whole = _luma(source), _weights(_SHARP)[0]
+    wanted = whole @ _luma(copy) @ whole.T
     down = _closest(light.mean(axis=2), wanted.mean(axis=2))
-    across = _closest((down @ light).mean(axis=1), wanted.mean(axis=1))
-    down = _closest((light @ across.transpose(0, 2, 1)).mean(axis=2), wanted.mean(axis=2))  # without what is cut off
-    return np.asarray(down[:, None] @ source @ across.transpose(0, 2, 1)[:, None])
+    across = _closest((_weights(_SHARP)[down] @ light).mean(axis=1), wanted.mean(axis=1))
+    columns = _weights(_SHARP)[across].transpose(0, 2, 1)
+    down = _closest((light @ columns).mean(axis=2), wanted.mean(axis=2))  # without what is cut off
+    rows, columns = _weights(_SOFT)[down], _weights(_SOFT)[across].transpose(0, 2, 1)
+    return np.asarray(rows[:, None] @ source @ columns[:, None])
 
 
-def _closest(lines: Views, wanted: Views) -> Views:
-    """Return the weights `[P, 32, 64]` of the crop by which lines `[P, 64]` correlate best with `wanted` `[P, 32]`."""
-    made = np.einsum("cij,pj->pci", _weights(), lines, optimize=True)
+def _closest(lines: Views, wanted: Views) -> npt.NDArray[np.int64]:
+    """Return by which of the crops lines `[P, 64]` correlate best with `wanted` `[P, 32]`."""
+    made = np.einsum("cij,pj->pci", _weights(_SHARP), lines, optimize=True)
     made -= made.mean(axis=2, keepdims=True)
     wanted = wanted - wanted.mean(axis=1, keepdims=True)
     alike = np.einsum("pci,pi->pc", made, wanted) / np.maximum(np.linalg.norm(made, axis=2), 1e-3)
-    return _weights()[alike.argmax(axis=1)]
+    return np.asarray(alike.argmax(axis=1))
 
 
 @cache
-def _weights() -> Views:
+def _weights(width: float) -> Views:
     """Return by crop, nothing first, how the 32 pixels of a line are made of its 64, `[C, 32, 64]`.
 
-    Each is a triangle as wide as two of the 32.
+    Each is a triangle that reaches `width` of the 32 to both sides.
     """
     before, after = (cut.reshape(-1, 1, 1) for cut in np.meshgrid(_CUTS, _CUTS, indexing="ij"))
     step = THUMBNAIL_PX * (1 - before - after) / _SIDE_PX
     middles = THUMBNAIL_PX * before + (np.arange(_SIDE_PX)[:, None] + 0.5) * step
-    weights = np.clip(1 - np.abs(np.arange(THUMBNAIL_PX) + 0.5 - middles) / step, 0, None)
+    pixels = np.arange(THUMBNAIL_PX) + 0.5
+    weights = np.clip(1 - np.abs(pixels - middles) / (width * step), 0, None)
+    weights *= (pixels > THUMBNAIL_PX * before) & (pixels < THUMBNAIL_PX * (1 - after))  # the copy has nothing beyond
     return np.asarray(weights / weights.sum(axis=2, keepdims=True), np.float32)
 
 
