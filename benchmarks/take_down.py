@@ -70,9 +70,10 @@ def _corpus(path: Path, shards: int, samples_a_shard: int) -> Path:
     manifest = Manifest.existing(folder)
     rows = shards * samples_a_shard
     totals: dict[str, Any] = {"rows_in": rows, "by_status": {"success": rows}, "by_reason": {}, "shards": shards}
+    more: dict[str, dict[str, int]] = {DEDUP: {"kept": rows, "removed": 0}, FINAL: {"samples": rows}}
     for stage, config in ((PLAN, Config()), (RAW, Config()), (DEDUP, DedupConfig()), (FINAL, Config())):
         manifest.begin(stage, config)
-        manifest.finish(stage, totals | ({"samples": rows} if stage == FINAL else {}))
+        manifest.finish(stage, totals | more.get(stage, {}))
     writer = SignatureWriter(folder.url)
     for shard in range(shards):
         writer.run(shard_name(shard))
