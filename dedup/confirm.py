@@ -12,36 +12,15 @@ one icon drawn twice, with a detail or a colour that hardly shows at 64 pixels a
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dedup.same_look import THUMBNAIL_PX, Thumbnails
+from dedup.same_look import THUMBNAIL_PX
 from infra.errors import RunError
 from infra.storage import Folder, patiently
-from shards.layout import RAW
-from shards.sample import UNDECODABLE
-
-
-class Thumbnailer:
-    """Reads pictures out of a stage's shards and makes their thumbnails; a Ray actor holds one."""
-
-    def __init__(self, corpus: str, stage: str = RAW) -> None:
-        self.shards = Folder(corpus) / stage
-
-    def run(self, task: tuple[str, Sequence[tuple[int, int]]]) -> Thumbnails:
-        """Return the thumbnails `[n, 64, 64, 3]` of `(shard, [(offset, bytes), ...])`.
-
-        Raises:
-            RunError: an image in the shard cannot be decoded; the message says where.
-        """
-        shard, places = task
-        thumbnails = np.empty((len(places), THUMBNAIL_PX, THUMBNAIL_PX, 3), np.uint8)
-        for row, (offset, size) in enumerate(places):
-            thumbnails[row] = thumbnail_at(self.shards, shard, offset, size)
-        return thumbnails
+from shards.sample import FORMATS, UNDECODABLE
 
 
 def thumbnail_at(shards: Folder, shard: str, offset: int, size: int) -> npt.NDArray[np.uint8]:
@@ -67,7 +46,7 @@ def thumbnail_at(shards: Folder, shard: str, offset: int, size: int) -> npt.NDAr
 
 def thumbnail(data: bytes) -> npt.NDArray[np.uint8]:
     """Return an encoded picture as `[64, 64, 3]`, squeezed to a square."""
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         image.draft("RGB", (2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
         return squeezed(image.convert("RGB"))
 

@@ -163,33 +163,33 @@ def _match_hashes(
         pairs = pairs_between(groups.hashes, signatures.phash[rows], asked.distance, threads)
         pairs[:, 1] = rows[pairs[:, 1]]
         found.append(pairs)
-    group, sample, bits = np.concatenate(found).T
-    same = _Look(suites, groups, group, sample, thumbnails, framing, config, threads) if asked.confirm else None
+    pairs = np.concatenate(found)
+    group, sample, bits = pairs[np.argsort(pairs[:, 1], kind="stable")].T  # each picture of a sample is read about once
+    look = _Look(suites, groups, group, thumbnails, framing, config, threads) if asked.confirm else None
     for hit, step in _steps(np.diff(groups.ends)[group]):
         picture = groups.samples[groups.ends[group[hit]] + step]
-        if same is not None:
-            alike = same(picture, sample[hit])
+        if look is not None:
+            alike = look(picture, sample[hit])
             picture, hit = picture[alike], hit[alike]
         keeper.add(picture, sample[hit], bits[hit])
 
 
 class _Look:
-    """Compares the pixels of test pictures and samples whose hashes are near."""
+    """Compares the pixels of test pictures, all of which are held, with those of some samples at a time."""
 
     def __init__(
-        self, suites: Suites, groups: HashGroups, group: Indices, sample: Indices, thumbnails: Thumbnailing,
+        self, suites: Suites, groups: HashGroups, group: Indices, thumbnails: Thumbnailing,
         framing: Framing, config: DedupConfig, threads: int,
     ) -> None:  # fmt: skip
         near = np.zeros(len(groups.hashes), bool)
         near[group] = True
         self.pictures = np.sort(groups.samples[np.repeat(near, np.diff(groups.ends))])
-        self.samples, self.most = np.unique(sample), config.confirm_difference
         self.of_pictures = suites.thumbnails(self.pictures, framing, threads)
-        self.of_samples = thumbnails(self.samples)
+        self.of_samples, self.most = thumbnails, config.confirm_difference
 
     def __call__(self, pictures: Indices, samples: Indices) -> npt.NDArray[np.bool_]:
-        one = self.of_pictures[np.searchsorted(self.pictures, pictures)]
-        return same(one, self.of_samples[np.searchsorted(self.samples, samples)], self.most)
+        some, at = np.unique(samples, return_inverse=True)
+        return same(self.of_pictures[np.searchsorted(self.pictures, pictures)], self.of_samples(some)[at], self.most)
 
 
 def _steps(count: Indices) -> Iterator[tuple[Indices, Indices]]:

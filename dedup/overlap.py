@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ import pyarrow.parquet as pq
 from dedup.config import DedupConfig
 from dedup.decontaminate import find_overlap
 from dedup.embeddings import load as load_embeddings
-from dedup.look import thumbnails
+from dedup.pictures import Places, thumbnails
+from dedup.same_look import Thumbnails
 from dedup.signature import SCHEMA, Signatures, SignatureWriter, of_tables
 from dedup.spread import few_or_on_ray
 from dedup.suites import Framing, list_suites
@@ -53,10 +53,13 @@ def report_overlap(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> 
     stage = FINAL if manifest.is_done(FINAL) and not committed(folder / RAW) else RAW
     signatures = _signatures(folder, manifest, stage, cluster)
     stays = _stays(folder, signatures) if stage == RAW and manifest.is_done(DEDUP) else None
-    look = partial(thumbnails, folder, signatures, cluster=cluster, stage=stage)
     path = config.decontaminate.embeddings and config.semantic.embeddings
     embeddings = load_embeddings(path, signatures.keys) if path else None
     framing = Framing.of(manifest.config(RAW))
+
+    def look(samples: npt.NDArray[np.int64]) -> Thumbnails:
+        return thumbnails(folder / stage, signatures.shards, Places.of(signatures, samples))
+
     found = find_overlap(listed, signatures, embeddings, look, framing, config, cluster, stays)
     left = {} if stays is None else {"left": int(stays.sum())}
     return {"corpus": folder.url, "samples": len(signatures), **left, "test_sets": found.by_suite(stays)}

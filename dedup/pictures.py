@@ -1,4 +1,4 @@
-"""Thumbnails of a batch's pictures, read when they are first looked at, of which only so many are held."""
+"""Thumbnails of samples' pictures: of some at once, or read when they are first looked at, and only so many held."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dedup import same_look
 from dedup.choose import Indices
 from dedup.confirm import thumbnail_at
 from dedup.same_look import THUMBNAIL_PX, Thumbnails
+from dedup.signature import Signatures
 from infra.storage import Folder
 
 HELD = 32_768
@@ -29,6 +30,29 @@ class Places(NamedTuple):
     shard: npt.NDArray[np.integer[Any]]  # [S], a number
     offset: Indices  # [S], of the first byte
     size: Indices  # [S], in bytes
+
+    @classmethod
+    def of(cls, signatures: Signatures, samples: Indices) -> Places:
+        """Return where the pictures of `samples` `[S]` lie."""
+        return cls(signatures.shard[samples], signatures.image_offset[samples], signatures.image_bytes[samples])
+
+
+def thumbnails(stage: Folder, shards: Sequence[str], places: Places) -> Thumbnails:
+    """Return the thumbnails `[S, 64, 64, 3]` of the pictures at `places`; `shards` are the names of the stage's.
+
+    Raises:
+        RunError: a picture cannot be read or decoded.
+    """
+    found = np.empty((len(places.shard), THUMBNAIL_PX, THUMBNAIL_PX, 3), np.uint8)
+
+    def read(row: int) -> None:
+        shard, offset, size = (int(column[row]) for column in places)
+        found[row] = thumbnail_at(stage, shards[shard], offset, size)
+
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="pictures") as pool:
+        for _ in pool.map(read, np.lexsort((places.offset, places.shard)).tolist()):
+            pass
+    return found
 
 
 class Pictures:
@@ -72,11 +96,8 @@ class Pictures:
         missing = pictures[self._row[pictures] == _NONE]
         if not len(missing):
             return
-        missing = missing[np.lexsort((self._places.offset[missing], self._places.shard[missing]))]
         rows = self._room(pictures, len(missing))
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="pictures") as pool:
-            for _ in pool.map(self._read, missing.tolist(), rows.tolist()):
-                pass
+        self._pixels[rows] = thumbnails(self._stage, self._shards, Places(*(part[missing] for part in self._places)))
         self._held[rows], self._row[missing] = missing, rows
 
     def _room(self, wanted: Indices, count: int) -> Indices:
@@ -89,7 +110,3 @@ class Pictures:
         self._row[before[before != _NONE]] = _NONE
         self._held[rows] = _NONE
         return rows
-
-    def _read(self, picture: int, row: int) -> None:
-        shard, offset, size = (int(column[picture]) for column in self._places)
-        self._pixels[row] = thumbnail_at(self._stage, self._shards[shard], offset, size)

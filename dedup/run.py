@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from dedup import choose, outcome, same_look
+from dedup import choose, outcome
 from dedup.batches import Batches
 from dedup.boilerplate import remove_boilerplate
 from dedup.config import DedupConfig
@@ -20,9 +20,10 @@ from dedup.embeddings import Embeddings
 from dedup.embeddings import load as load_embeddings
 from dedup.exact import same_body
 from dedup.links import settled
-from dedup.look import thumbnails
 from dedup.near_embeddings import remove_near
 from dedup.perceptual import near_hashes
+from dedup.pictures import Pictures, Places, thumbnails
+from dedup.same_look import Thumbnails
 from dedup.second_look import BATCH_SAMPLES, look_again
 from dedup.signature import Signatures, SignatureWriter, captions, load
 from dedup.spread import on_ray
@@ -77,7 +78,7 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig, *, anew: boo
         overlap, shown = _overlap(suites, folder, manifest, signatures, embeddings, config, cluster)
         told, sheet = hidden(signatures, embeddings, shown), Sheet(config, cluster)
         removals = _removals(folder, *told, config, cluster, shown, sheet)
-        look = partial(_same_look, folder, signatures, cluster=cluster, config=config) if config.confirm else None
+        look = partial(_same_look, folder, signatures, config) if config.confirm else None
         sheet.write(folder / DEDUP, *told, look)
         removed = outcome.table(signatures, removals, overlap)
         buffer = io.BytesIO()
@@ -132,7 +133,11 @@ def _overlap(
     shown = np.zeros(len(signatures), bool)
     if not suites.names:
         return None, shown
-    look, framing = partial(thumbnails, folder, signatures, cluster=cluster), Framing.of(manifest.config(RAW))
+    framing = Framing.of(manifest.config(RAW))
+
+    def look(samples: choose.Indices) -> Thumbnails:
+        return thumbnails(folder / RAW, signatures.shards, Places.of(signatures, samples))
+
     found = find_overlap(suites, signatures, embeddings, look, framing, config, cluster)
     shown[found.contaminated(signatures).sample] = True
     return found, shown
@@ -168,19 +173,8 @@ def _removals(
     return removals
 
 
-def _same_look(
-    folder: Folder,
-    signatures: Signatures,
-    samples: choose.Indices,
-    cluster: ClusterConfig,
-    config: DedupConfig,
-) -> choose.SameLook:
-    """Return the comparison of pictures by pixels, for `samples`."""
-    samples = np.sort(samples)
-    pixels = thumbnails(folder, signatures, samples, cluster)
-
-    def same(first: choose.Indices, second: choose.Indices) -> npt.NDArray[np.bool_]:
-        one, other = (pixels[np.searchsorted(samples, side)] for side in (first, second))
-        return same_look.same(one, other, config.confirm_difference)
-
-    return same
+def _same_look(folder: Folder, signatures: Signatures, config: DedupConfig, samples: choose.Indices) -> choose.SameLook:
+    """Return the comparison of pictures by pixels, for `samples` `[n]`, which are in order."""
+    places = Places.of(signatures, samples)
+    pictures = Pictures(folder / RAW, signatures.shards, places, config.confirm_difference)
+    return lambda first, second: pictures.same(*(np.searchsorted(samples, side) for side in (first, second)))

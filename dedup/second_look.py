@@ -46,10 +46,8 @@ class _Tasks:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[_Task]:
-        of = self._of
         for batch in self._batches:
-            at = batch.samples
-            yield _Task(batch, Places(of.shard[at], of.image_offset[at], of.image_bytes[at]))
+            yield _Task(batch, Places.of(self._of, batch.samples))
 
 
 class SecondLook:
