@@ -26,7 +26,8 @@ ShardOf = tuple[str, str]
 class Match:
     """A sample that is to go: its stage, shard and key there, its `raw_key`, and which of the entries it is of.
 
-    `url` is its URL's digest (`shards.urls.digest_of`), `sha256` its body's, `phash` its PDQ hash.
+    `url` is its URL's digest (`shards.urls.digest_of`), `sha256` its body's, `phash` its PDQ hash; `by_own_hash`: it
+    was found by a hash that dedup has made, and no sidecar has.
     """
 
     stage: str
@@ -37,6 +38,7 @@ class Match:
     url: str | None
     sha256: str | None
     phash: str | None
+    by_own_hash: bool = False
 
 
 class Matcher:
@@ -57,14 +59,16 @@ class Matcher:
         hashes: dict[str, str] | None = None
         for row in samples(self.corpus / stage, shard):
             raw_key = row.get(SOURCE_KEY) or row["key"]
-            if row["phash"] is None and stage == RAW and self.barred.has_pictures:
+            lacks = row["phash"] is None and stage == RAW and self.barred.has_pictures
+            if lacks:
                 hashes = self._hashes(shard) if hashes is None else hashes
                 row["phash"] = hashes.get(raw_key)
             unhashed += row["phash"] is None
             entry = self._entry(raw_key, row)
             if entry is not None:
                 digests = digest_of(row["url"]), row["sha256"], row["phash"]
-                found.append(Match(stage, shard, row["key"], raw_key, self.places[entry], *digests))
+                by_own_hash = lacks and entry.kind == Kind.PDQ
+                found.append(Match(stage, shard, row["key"], raw_key, self.places[entry], *digests, by_own_hash))
         return found, unhashed
 
     def _hashes(self, shard: str) -> dict[str, str]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
+
 from dedup.spread import few_or_on_ray
 from dedup.statistics import without
 from dedup.takedown_aside import OTHER_PICTURES, bereft, coming_back, is_laid_out, removals, set_aside
@@ -49,13 +51,14 @@ def planned(folder: Folder, given: Sequence[Entry], cluster: ClusterConfig) -> P
     entries = with_raw_keys(folder, given, final)
     matches, unhashed = _matches(folder, entries, final, cluster)
     keys = sorted({one.raw_key for one in matches}, key=int)
-    copies, also = _copies(folder, matches, keys, cluster)
+    aside = removals(folder) if keys else None
+    copies, also = _copies(folder, aside, matches, keys, cluster)
     methods = removed_of(folder, sorted({*keys, *copies})) if (folder / DEDUP).exists(REMOVED) else {}
     manifest = Manifest.existing(folder)
     told = _told({one.raw_key: str(entries[one.entry]) for one in matches}, copies)
     removed = _removed(manifest, [*matches, *also], methods, told)
     named = {one.entry for one in matches}
-    back = _back(folder, [one.key for one in removed])
+    back = {} if aside is None else coming_back(bereft(aside, [one.key for one in removed]))
     laid_out = is_laid_out(folder)
     return Plan(
         tuple(dict.fromkeys(entry for entry in entries if entry.kind != Kind.FINAL)),
@@ -91,7 +94,7 @@ def _matches(
     """
     matches, unhashed = _found(folder, entries, all_shards(committed(folder / RAW), final), cluster)
     there = {one.raw_key for one in matches if one.stage == FINAL}
-    lone = {one.raw_key: one.entry for one in matches if entries[one.entry].kind == Kind.PDQ}
+    lone = {one.raw_key: one.entry for one in matches if one.by_own_hash}
     lone = {key: entry for key, entry in lone.items() if key not in there}
     in_final, _ = _found(folder, [Entry(Kind.KEY, key) for key in lone], all_shards((), final), cluster)
     return matches + [replace(one, entry=lone[one.raw_key]) for one in in_final], unhashed
@@ -113,14 +116,13 @@ def _found(
 
 
 def _copies(
-    folder: Folder, matches: Sequence[Match], keys: Sequence[str], cluster: ClusterConfig
+    folder: Folder, removed: pa.Table | None, matches: Sequence[Match], keys: Sequence[str], cluster: ClusterConfig
 ) -> tuple[dict[str, str], list[Match]]:
     """Return the copies that dedup set aside for one of `keys`, with that one, by key, and where they are.
 
-    In `final/` they have no place: were they left, the next dedup would bring the picture back by one of them. Other
+    `removed` is dedup's list. In `final/` they have no place: were they left, the next dedup would bring the picture back by one of them. Other
     pictures are none, unless they have the very body.
     """
-    removed = removals(folder) if keys else None
     if removed is None:
         return {}, []
     rows = {row["key"]: row for row in set_aside(removed, keys).select(["key", "kept_key", "method"]).to_pylist()}
@@ -128,11 +130,6 @@ def _copies(
     bodies = {one.sha256 for one in matches if one.sha256}
     also = [one for one in found if rows[one.raw_key]["method"] not in OTHER_PICTURES or one.sha256 in bodies]
     return {one.raw_key: rows[one.raw_key]["kept_key"] for one in also}, also
-
-
-def _back(folder: Folder, gone: Sequence[str]) -> dict[str, str]:
-    removed = removals(folder) if gone else None
-    return {} if removed is None else coming_back(bereft(removed, gone))
 
 
 def _shards_of(folder: Folder, keys: Iterable[str]) -> list[ShardOf]:
