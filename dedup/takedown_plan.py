@@ -120,8 +120,8 @@ def _copies(
 ) -> tuple[dict[str, str], list[Match]]:
     """Return the copies that dedup set aside for one of `keys`, with that one, by key, and where they are.
 
-    `removed` is dedup's list. In `final/` they have no place: were they left, the next dedup would bring the picture back by one of them. Other
-    pictures are none, unless they have the very body.
+    `removed` is dedup's list. In `final/` they have no place: were they left, the next dedup would bring the picture
+    back by one of them. Other pictures are none, unless they have the very body.
     """
     if removed is None:
         return {}, []
