@@ -14,18 +14,18 @@ import numpy.typing as npt
 
 from dedup.choose import NOBODY, Indices, Removals
 from dedup.config import TextConfig
-from dedup.text import alike, digests, over_cap
+from dedup.text import Digests, alike, over_cap
 from infra.logs import log
 
-Texts = Callable[[Indices], list[str]]
-"""Returns the captions of samples `[n]`."""
+DigestsOf = Callable[[Indices], Digests]
+"""Returns the digests of the captions of samples `[n]`, `[n, 128]`."""
 
 
 def remove_boilerplate(
     before: Removals,
     caption_digest: npt.NDArray[np.uint64],
     place: Indices,
-    texts: Texts,
+    digests_of: DigestsOf,
     config: TextConfig,
     left_out: npt.NDArray[np.bool_] | None = None,
 ) -> Removals:
@@ -35,12 +35,12 @@ def remove_boilerplate(
         before: of all `N` samples.
         caption_digest: `[N, 2]`, equal where captions are.
         place: `[N]`, the rank.
-        texts: asked once for each different caption.
+        digests_of: asked once for each different caption.
         config: cap and similarity.
         left_out: `[N]`, samples that go for another reason and count for nothing here.
     """
     stays = np.flatnonzero((before.kept == NOBODY) & (True if left_out is None else ~left_out))
-    group = _groups(caption_digest, texts, config.similarity)
+    group = _groups(caption_digest, digests_of, config.similarity)
     kept = before.kept.copy()
     kept[stays] = _of(stays, over_cap(group[stays], place[stays], config.cap))
     gone_before = np.flatnonzero(before.kept != NOBODY)
@@ -55,12 +55,12 @@ def remove_boilerplate(
     return replace(before, kept=kept, is_exact=is_exact, cosine=cosine, is_capped=is_capped)
 
 
-def _groups(caption_digest: npt.NDArray[np.uint64], texts: Texts, similarity: float) -> Indices:
+def _groups(caption_digest: npt.NDArray[np.uint64], digests_of: DigestsOf, similarity: float) -> Indices:
     """Return for each of `N` samples the number of its kind of caption, `[N]`."""
     rows = np.ascontiguousarray(caption_digest).view("V16").ravel()
     _, first, caption, count = np.unique(rows, return_index=True, return_inverse=True, return_counts=True)
     by_count = np.lexsort((first, -count))  # the commonest caption leads its kind
-    follows = alike(digests(texts(first[by_count])), similarity)
+    follows = alike(digests_of(first[by_count]), similarity)
     kind = np.empty(len(first), np.int64)
     kind[by_count] = follows
     return kind[caption]

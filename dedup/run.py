@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from dedup import choose, outcome
 from dedup.batches import Batches
 from dedup.boilerplate import remove_boilerplate
+from dedup.caption_digests import caption_digests
 from dedup.config import DedupConfig
 from dedup.decontaminate import Overlap, find_overlap, hidden
 from dedup.embeddings import Embeddings
@@ -25,10 +26,11 @@ from dedup.perceptual import near_hashes
 from dedup.pictures import Pictures, Places, thumbnails
 from dedup.same_look import Thumbnails
 from dedup.second_look import BATCH_SAMPLES, look_again
-from dedup.signature import Signatures, SignatureWriter, captions, load
+from dedup.signature import Signatures, SignatureWriter, load
 from dedup.spread import on_ray
 from dedup.statistics import giant, statistics
 from dedup.suites import Framing, Listed, list_suites
+from dedup.text import Digests
 from dedup.thresholds import Sheet
 from infra import metrics
 from infra.cluster import ClusterConfig
@@ -168,8 +170,11 @@ def _removals(
         sheet.look_at_embeddings(embeddings, np.flatnonzero(removals.kept == choose.NOBODY))
         removals = remove_near(removals, embeddings, place, config.semantic)
     if config.text.cap:
-        texts = partial(captions, folder.url, signatures)
-        removals = remove_boilerplate(removals, signatures.caption_digest, place, texts, config.text, shown)
+
+        def digests_of(samples: choose.Indices) -> Digests:
+            return caption_digests(folder.url, signatures, samples, cluster)
+
+        removals = remove_boilerplate(removals, signatures.caption_digest, place, digests_of, config.text, shown)
     return removals
 
 

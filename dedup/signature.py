@@ -223,17 +223,6 @@ def drop_signatures(corpus: Folder, shard: str, keys: Sequence[str]) -> None:
     folder.write(name, buffer.getvalue())
 
 
-def captions(corpus: str, of: Signatures, samples: npt.NDArray[np.int64]) -> list[str]:
-    """Return the captions of `samples` `[n]`, read from the sidecars of their shards."""
-    raw, found = Folder(corpus) / RAW, dict[str, str | None]()
-    for number in np.unique(of.shard[samples]).tolist():
-        data = io.BytesIO(raw.read(f"{of.shards[number]}.parquet"))
-        rows = pq.read_table(data, columns=["key", "caption"])
-        here = rows.filter(pc.is_in(rows["key"], pa.array(of.keys[samples[of.shard[samples] == number]].tolist())))
-        found |= dict(zip(here["key"].to_pylist(), here["caption"].to_pylist(), strict=True))
-    return [found[key] or "" for key in of.keys[samples].tolist()]
-
-
 def _of_shard(corpus: str, shard: str, source_column: str | None) -> pa.Table:
     folder, name = Folder(corpus) / DEDUP / SIGNATURES, f"{shard}.parquet"
     table = pq.read_table(io.BytesIO(folder.read(name)))

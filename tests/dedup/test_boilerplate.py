@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from dedup import spread
+from dedup.caption_digests import caption_digests
 from dedup.config import DedupConfig, SemanticConfig, TextConfig
 from dedup.run import dedup
+from dedup.signature import SignatureWriter, load
 from dedup.takedown import remove
+from dedup.text import digests
 from infra.cluster import session
-from shards.layout import Reason, sample_key
+from infra.storage import Folder
+from shards.layout import RAW, Reason, sample_key
+from shards.writer import committed
 from tests.dedup.corpora import LOCAL, Row, encoded, picture, removed, row_of, write_corpus
 
 PICTURES = ("noto-1f98a", "noto-1f437", "noto-1f43b", "noto-1f600", "noto-1f49b", "noto-1f34e")
@@ -72,6 +79,21 @@ def test_a_picture_that_stood_for_one_with_a_caption_of_its_own_stays(tmp_path: 
     gone = removed(corpus)
     assert sample_key(0, 3) not in gone
     assert gone[sample_key(0, 7)]["kept_key"] == sample_key(0, 3)
+
+
+@pytest.mark.parametrize("few", [spread.FEW_TASKS, 0])
+def test_digests_are_the_captions_own_wherever_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr(spread, "FEW_TASKS", few)
+    rows = boilerplate()
+    corpus = write_corpus(tmp_path, rows, 2)
+    shards = committed(Folder(corpus) / RAW)
+    for shard in shards:
+        SignatureWriter(corpus).run(shard)
+    samples = np.array([6, 0, 3, 2, 5])
+    made = caption_digests(corpus, load(corpus, shards), samples, LOCAL)
+    np.testing.assert_array_equal(made, digests([str(rows[number]["caption"]) for number in samples]))
 
 
 def test_an_empty_corpus_has_no_captions(tmp_path: Path) -> None:
