@@ -29,7 +29,7 @@ from PIL import Image
 
 from dedup.batches import Batch, Batches
 from dedup.choose import HashGroups, by_hash
-from dedup.clusters import ASSIGNED_AT_ONCE, ITERATIONS, TRAINED_ON, cluster
+from dedup.clusters import TRAINED_ON, Clusters, NearestCentroids, centroids
 from dedup.components import components
 from dedup.config import DedupConfig
 from dedup.confirm import thumbnail
@@ -39,7 +39,7 @@ from dedup.same_look import THUMBNAIL_PX, same
 from dedup.second_look import BATCH_SAMPLES
 from dedup.semantic import near_pairs
 from dedup.signature import caption_digest
-from dedup.text import PERMUTATIONS, alike, digests
+from dedup.text import PERMUTATIONS, Digests, alike, digests
 from shards.pdq import pdq
 
 SEED, HASH_BYTES, SIGNATURE_BYTES = 0, BITS // 8, 32 + 32 + 16 + 60
@@ -64,6 +64,7 @@ class Cost:
     worker_bytes: float = 0.0
     shuffled_bytes_per_node: float = 0.0
     handed_out_bytes: float = 0.0
+    task_bytes: float = 0.0  # of tasks that the driver holds, one a core
 
     @property
     def cpu_hours(self) -> float:
@@ -73,8 +74,8 @@ class Cost:
         return {
             "hours": (self.spread_s / (nodes * cores) + self.one_node_s / cores + self.alone_s) / 3600,
             "of_which_alone_hours": self.alone_s / 3600,
-            "driver_GB": self.driver_bytes / 1e9,
-            "node_GB": (self.node_bytes + self.worker_bytes * cores) / 1e9,
+            "driver_GB": (self.driver_bytes + self.task_bytes * nodes * cores) / 1e9,
+            "node_GB": (self.node_bytes + (self.worker_bytes + self.task_bytes) * cores) / 1e9,
             "shuffled_GB": (self.shuffled_bytes_per_node * nodes + self.handed_out_bytes) / 1e9,
         }
 
@@ -169,42 +170,51 @@ def of_components(samples: int, edges: float, measured: int) -> Cost:
 
 
 def of_embeddings(samples: int, width: int, neighbours: int) -> Cost:
-    """Measured in multiplications a second, of the search for clusters and of the products within them."""
+    """Measured in multiplications a second, of k-means, of the search for clusters and of the products within them.
+
+    K-means is one process' on a node. The driver cuts out what each task compares: a cluster and the vectors near it.
+    """
     size = 40_000
     draw = np.random.default_rng(SEED)
     vectors = draw.standard_normal((size, width)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    found = cluster(vectors, 0, neighbours, SEED)
-    assigning = cpu_s(lambda: cluster(vectors, 0, neighbours, SEED))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+    count, count_then = round(size**0.5), round(samples**0.5)
+    middles: list[Any] = []
+    training = cpu_s(lambda: middles.append(centroids(vectors, count, SEED)))
+    search = NearestCentroids(middles[0], 1 + neighbours)
+    nearest: list[Any] = []
+    assigning = cpu_s(lambda: nearest.append(search.of(vectors)))
+    found = Clusters(nearest[0], count)
     comparing = cpu_s(lambda: [None for _ in near_pairs(vectors, found, 0.95, 2048)])
-    searched, compared = products(size, neighbours)
-    searched_then, compared_then = products(samples, neighbours)
+    cutting = cpu_s(lambda: [vectors[found.part(low, high)[0]] for low, high in found.ranges(size // 8)])
+    visited = samples * (1 + neighbours)
+    visited_bytes = 2 * width + 8 + 8 + 4 * (1 + neighbours)
+    trained, trained_then = (min(n, TRAINED_ON * k) * k for n, k in ((size, count), (samples, count_then)))
     return Cost(
-        0,
-        one_node_s=assigning / searched * searched_then + comparing / compared * compared_then,
-        driver_bytes=samples * (2 * width + 4 * (1 + neighbours)) + 8 * ASSIGNED_AT_ONCE * samples**0.5,
+        assigning / (size * count) * samples * count_then
+        + comparing / (size * size / count) * samples * samples / count_then,
+        cutting / (size * (1 + neighbours)) * visited,
+        one_node_s=training / trained * trained_then,
+        driver_bytes=samples * (2 * width + (4 + 2 * 8 + 4) * (1 + neighbours)),
+        worker_bytes=4 * count_then * width,
+        task_bytes=visited / count_then * visited_bytes,
+        handed_out_bytes=samples * 2 * width + visited * visited_bytes,
     )
-
-
-def products(size: int, neighbours: int) -> tuple[float, float]:
-    """Return how many vectors are multiplied to find clusters, and within them and their neighbours."""
-    clusters = size**0.5
-    training = ITERATIONS * min(size, TRAINED_ON * clusters) * clusters
-    return training + size * clusters, size * (0.5 + neighbours) * size / clusters
 
 
 def of_captions(samples: float, measured: int) -> Cost:
+    """Read and hashed by the workers, shard by shard; put together by the driver."""
     draw = np.random.default_rng(SEED)
     words = [f"word{number}" for number in range(5000)]
     texts = [" ".join(words[at] for at in draw.integers(0, len(words), 9).tolist()) for _ in range(measured)]
-    made: list[Any] = []
+    made: list[Digests] = []
     hashing = cpu_s(lambda: made.append(digests(texts)))
     matching = cpu_s(lambda: alike(made[0], 0.9))
+    digest_bytes = made[0].itemsize * PERMUTATIONS
     return Cost(
-        0,
-        hashing / measured * samples + matching * sorts(measured, int(samples)),
-        driver_bytes=4 * PERMUTATIONS * samples,
-    )
+        hashing / measured * samples, matching * sorts(measured, int(samples)),
+        driver_bytes=(digest_bytes + 5 * 8) * samples, handed_out_bytes=(digest_bytes + 12) * samples,
+    )  # fmt: skip
 
 
 def main() -> None:

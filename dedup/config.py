@@ -30,6 +30,11 @@ class SemanticConfig(Config):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of k-means, and of who is drawn for `sheet`")
     block: int = knob(2048, "embeddings compared with as many others at a time", ge=1, le=65_536)
+    scratch: str | None = knob(
+        None,
+        "folder of this machine, on a fast disk, where embeddings lie that memory is too small for: 2 bytes a number; "
+        "by default memory holds them",
+    )
 
 
 class TextConfig(Config):

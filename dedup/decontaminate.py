@@ -210,7 +210,7 @@ def _of_samples(signatures: Signatures, embeddings: Embeddings | None, config: D
         check_one_model(path, other)
     if embeddings is not None and path == config.semantic.embeddings:
         return embeddings
-    return load(path, signatures.keys)
+    return load(path, signatures.keys, scratch=config.semantic.scratch)
 
 
 def _of_suite(suites: Suites, number: int, config: DedupConfig) -> tuple[Indices, Embeddings]:

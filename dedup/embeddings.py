@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import math
+import os
+import tempfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.errors import UserError
+from infra.errors import NoSpaceError, UserError
 from infra.logs import log
 from infra.storage import Folder
 from shards.layout import EMBEDDED, SOURCE_KEY
@@ -38,18 +42,41 @@ class Embeddings:
         return found
 
 
+class Chosen:
+    """Some rows of a matrix `[M, D]` as one of their own `[N, D]`, of which nothing is copied until it is asked for."""
+
+    def __init__(self, matrix: npt.NDArray[np.floating], rows: npt.NDArray[np.int64]) -> None:
+        """Choose `rows` `[N]`."""
+        self._matrix, self._rows = matrix, rows
+        self.shape, self.dtype = (len(rows), matrix.shape[1]), matrix.dtype
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: Any, /) -> npt.NDArray[np.floating]:
+        """Return an array of some rows."""
+        found: npt.NDArray[np.floating] = self._matrix[self._rows[rows]]
+        return found
+
+
 def load(
-    path: str, keys: npt.NDArray[np.str_], what: str = "samples", mend: str = "embed this corpus' raw/ or final/"
+    path: str,
+    keys: npt.NDArray[np.str_],
+    what: str = "samples",
+    mend: str = "embed this corpus' raw/ or final/",
+    scratch: str | None = None,
 ) -> Embeddings:
     """Read the embeddings of the samples `keys` `[N]` from a parquet file or from all in a folder.
 
     A file has a column `embedding` (lists of as many numbers each, of any length) and a column `source_key` or else
     `key`, with the sample's raw key. Rows of other keys are passed over. Vectors are brought to length 1.
-    `what` they are of, and how to `mend` it where there are none, goes into messages.
+    `what` they are of, and how to `mend` it where there are none, goes into messages. With `scratch` the vectors lie
+    in a nameless file in that folder of this machine, and memory holds what of it is in use.
 
     Raises:
         UserError: no such file, a column is missing, two dimensions, a vector that is null, zero or not finite, a
-            key that comes twice, or none of `keys` there; the message names file and key.
+            key that comes twice, or none of `keys` there; the message names file and key. No such folder as `scratch`.
+        NoSpaceError: no room in `scratch`.
     """
     folder, names = _files(path)
     order = np.argsort(keys)
@@ -60,7 +87,7 @@ def load(
         where = folder.path(name)
         file_keys, part = _table(folder, name)
         if vectors is None:
-            vectors, first_file = np.zeros((len(keys), part.shape[1]), np.float16), where
+            vectors, first_file = _zeros((len(keys), part.shape[1]), scratch), where
         if part.shape[1] != vectors.shape[1]:
             raise UserError(
                 f"{where}: embeddings of {part.shape[1]} numbers, {first_file} has {vectors.shape[1]}; embed all "
@@ -77,6 +104,22 @@ def load(
     assert vectors is not None
     _tell_missing(path, has, what, mend)
     return Embeddings(vectors, has)
+
+
+def _zeros(shape: tuple[int, int], scratch: str | None) -> npt.NDArray[np.float16]:
+    if scratch is None or 0 in shape:
+        return np.zeros(shape, np.float16)
+    size = math.prod(shape) * np.dtype(np.float16).itemsize
+    try:
+        with tempfile.TemporaryFile(dir=scratch) as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # now: a page that finds no room later ends the process
+            return np.memmap(file, np.float16, "r+", shape=shape)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise NoSpaceError(f"{scratch}: no room for {size} bytes of embeddings; name another folder") from None
+        raise UserError(
+            f"semantic.scratch: {scratch}: {error.strerror}; name a folder of this machine that can be written to"
+        ) from None
 
 
 def _files(path: str) -> tuple[Folder, list[str]]:

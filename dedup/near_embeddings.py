@@ -12,22 +12,22 @@ import numpy as np
 import numpy.typing as npt
 
 from dedup.choose import NOBODY, Removals, settle
-from dedup.clusters import Clusters, Rows, Vectors, cluster
+from dedup.close_embeddings import close_links, clusters_of
+from dedup.clusters import Clusters, Rows, Vectors
 from dedup.components import Components
 from dedup.config import SemanticConfig
-from dedup.embeddings import Embeddings
-from dedup.semantic import Cosines, NearPairs, equal, looked_at, near_pairs
+from dedup.embeddings import Chosen, Embeddings
+from dedup.semantic import equal, looked_at
+from infra.cluster import ClusterConfig
 from infra.logs import log
 
-MOST_LINKS = 64
-"""Links to better samples that are held of each: the best ones, which are likeliest to stay. So thousands of samples
-that all are near each other take no square of them; one whose 64 best all go stays, be there a 65th."""
-_HELD_PAIRS = 1 << 22
 WANTED_SHARE = 0.99
 """Of the pairs; where the clusters meet fewer, those that stay are looked at again."""
 
 
-def remove_near(before: Removals, embeddings: Embeddings, place: Rows, config: SemanticConfig) -> Removals:
+def remove_near(
+    before: Removals, embeddings: Embeddings, place: Rows, config: SemanticConfig, on: ClusterConfig
+) -> Removals:
     """Take out of those that stay in `before` the ones with a better sample over the threshold that stays.
 
     Who has gone for one of them already goes on to where it goes. So one goes only if all of them, but for copies of
@@ -39,13 +39,14 @@ def remove_near(before: Removals, embeddings: Embeddings, place: Rows, config: S
         embeddings: of the same.
         place: `[N]`, the rank.
         config: threshold and clusters.
+        on: where the work is done.
 
     Raises:
         UserError: faiss is not installed.
     """
-    found, missed = _round(before, embeddings, place, config)
+    found, missed = _round(before, embeddings, place, config, on)
     while missed:
-        again, missed = _round(found, embeddings, place, config)
+        again, missed = _round(found, embeddings, place, config, on)
         if np.array_equal(again.kept, found.kept):
             break
         found = again
@@ -54,17 +55,17 @@ def remove_near(before: Removals, embeddings: Embeddings, place: Rows, config: S
     return found
 
 
-def _round(before: Removals, embeddings: Embeddings, place: Rows, config: SemanticConfig) -> tuple[Removals, str]:
+def _round(
+    before: Removals, embeddings: Embeddings, place: Rows, config: SemanticConfig, on: ClusterConfig
+) -> tuple[Removals, str]:
     """Return who goes after one clustering, and in words how many pairs that missed; empty where few."""
     candidates = np.flatnonzero((before.kept == NOBODY) & embeddings.has)
-    leader = candidates[equal(embeddings.vectors[candidates], place[candidates])]
+    leader = candidates[equal(Chosen(embeddings.vectors, candidates), place[candidates])]
     is_leader = leader == candidates
     leaders, followers, of = candidates[is_leader], candidates[~is_leader], leader[~is_leader]
-    links = _Links(place[leaders])
-    vectors = embeddings.vectors[leaders]
-    clusters = cluster(vectors, config.clusters, config.neighbours, config.seed)
-    for pairs in near_pairs(vectors, clusters, config.threshold, config.block):
-        links.add(pairs)
+    vectors = Chosen(embeddings.vectors, leaders)
+    clusters = clusters_of(vectors, config, on)
+    links = close_links(vectors, place[leaders], clusters, config, on)
     log.info("dedup: %d pairs of embeddings over %g, of %d", links.count, config.threshold, len(leaders))
     missed = _missed(vectors, clusters, config)
     better, worse, cosine = links.best()
@@ -129,38 +130,3 @@ class _Dependants:
         may = np.ones(len(worse), bool)
         may[link[~is_near]] = False
         return may
-
-
-class _Links:
-    """Pairs of `N` samples, of which only the links of each to its `MOST_LINKS` best are held; `place` `[N]`."""
-
-    def __init__(self, place: Rows) -> None:
-        self.place, self.count = place, 0
-        self.components = Components(len(place))
-        self._held: list[NearPairs] = []
-        self._pairs, self._room = 0, _HELD_PAIRS
-
-    def add(self, pairs: NearPairs) -> None:
-        """Take in one part."""
-        self.components.join(pairs.first, pairs.second)
-        self.count += len(pairs.first)
-        self._held.append(pairs)
-        self._pairs += len(pairs.first)
-        if self._pairs > self._room:
-            self._held = [NearPairs(*self.best())]
-            self._pairs = len(self._held[0].first)
-            self._room = max(_HELD_PAIRS, 2 * self._pairs)
-
-    def best(self) -> tuple[Rows, Rows, Cosines]:
-        """Return better samples, worse ones, and their cosines, each `[L]`."""
-        first, second = (
-            np.concatenate([np.empty(0, np.int64), *(part[side] for part in self._held)]) for side in (0, 1)
-        )
-        cosine = np.concatenate([np.empty(0, np.float32), *(part.cosine for part in self._held)])
-        swap = self.place[first] > self.place[second]
-        better, worse = np.where(swap, second, first), np.where(swap, first, second)
-        order = np.lexsort((self.place[better], worse))
-        better, worse, cosine = better[order], worse[order], cosine[order]
-        ahead = np.arange(len(worse)) - np.searchsorted(worse, worse)
-        held = ahead < MOST_LINKS
-        return better[held], worse[held], cosine[held]

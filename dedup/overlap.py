@@ -54,7 +54,7 @@ def report_overlap(corpus: str, config: DedupConfig, cluster: ClusterConfig) -> 
     signatures = _signatures(folder, manifest, stage, cluster)
     stays = _stays(folder, signatures) if stage == RAW and manifest.is_done(DEDUP) else None
     path = config.decontaminate.embeddings and config.semantic.embeddings
-    embeddings = load_embeddings(path, signatures.keys) if path else None
+    embeddings = load_embeddings(path, signatures.keys, scratch=config.semantic.scratch) if path else None
     framing = Framing.of(manifest.config(RAW))
 
     def look(samples: npt.NDArray[np.int64]) -> Thumbnails:

@@ -10,7 +10,7 @@ import numpy as np
 import ray
 
 from dedup.hamming import Chunk, Hashes, Pairs, all_pairs, chunks_for, pairs_of_range, sort_by, sorted_pairs
-from dedup.spread import on_ray
+from dedup.spread import has_cluster, on_ray
 from infra.cluster import ClusterConfig, session
 from infra.logs import progress
 
@@ -22,8 +22,7 @@ _RANGES_PER_CHUNK = 256
 
 def near_hashes(hashes: Hashes, distance: int, cluster: ClusterConfig) -> Pairs:
     """Return every pair of `hashes` `[N, 4]`, all different, within `distance` bits, as `all_pairs` does."""
-    on_cluster = cluster.address is not None or ray.is_initialized()
-    if on_cluster and len(hashes) > FEW_HASHES:
+    if has_cluster(cluster) and len(hashes) > FEW_HASHES:
         return _on_cluster(hashes, distance, cluster)
     return all_pairs(hashes, distance, threads=cluster.cpus or os.cpu_count() or 1)
 

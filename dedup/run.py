@@ -74,9 +74,8 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig, *, anew: boo
         shards = manifest.shards(RAW)
         _write_signatures(folder, shards, config, cluster)
         signatures = load(folder.url, shards, config.source_column)
-        embeddings = (
-            load_embeddings(config.semantic.embeddings, signatures.keys) if config.semantic.embeddings else None
-        )
+        path, scratch = config.semantic.embeddings, config.semantic.scratch
+        embeddings = load_embeddings(path, signatures.keys, scratch=scratch) if path else None
         overlap, shown = _overlap(suites, folder, manifest, signatures, embeddings, config, cluster)
         told, sheet = hidden(signatures, embeddings, shown), Sheet(config, cluster)
         removals = _removals(folder, *told, config, cluster, shown, sheet)
@@ -168,7 +167,7 @@ def _removals(
     removals = choose.choose(leader, parts)
     if embeddings is not None:
         sheet.look_at_embeddings(embeddings, np.flatnonzero(removals.kept == choose.NOBODY))
-        removals = remove_near(removals, embeddings, place, config.semantic)
+        removals = remove_near(removals, embeddings, place, config.semantic, cluster)
     if config.text.cap:
 
         def digests_of(samples: choose.Indices) -> Digests:

@@ -9,7 +9,7 @@ so the order of centroids is nearly the same for both, and few neighbours do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -30,17 +30,28 @@ class NearPairs(NamedTuple):
     second: Rows
     cosine: Cosines
 
+    @classmethod
+    def joined(cls, parts: Iterable[NearPairs]) -> NearPairs:
+        """Return the pairs of several parts, in their order."""
+        none = cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+        first, second, cosine = zip(none, *parts, strict=True)
+        return cls(np.concatenate(first), np.concatenate(second), np.concatenate(cosine))
 
-def near_pairs(vectors: Vectors, clusters: Clusters, threshold: float, block: int) -> Iterator[NearPairs]:
+
+def near_pairs(
+    vectors: Vectors, clusters: Clusters, threshold: float, block: int, low: int = 0, high: int | None = None
+) -> Iterator[NearPairs]:
     """Yield the pairs of unit `vectors` `[N, D]` whose cosine is `threshold` or more, each once, in parts.
 
     Compared are vectors of one cluster, and of two where one vector has the other's among its nearest. Equal vectors
-    all pair with each other: join different ones (`equal`).
+    all pair with each other: join different ones (`equal`). Of the clusters from `low` to before `high` come the pairs
+    that no cluster below them brings together, so the union over ranges names each once and they may be worked on
+    anywhere.
 
     Memory: a matrix of `block` x `block` cosines, and at worst a pair for each of them in a part.
     """
     own = clusters.own
-    for cluster, members, others in clusters.visits():
+    for cluster, members, others in clusters.visits(low, high):
         for at in range(0, len(members), block):
             right = members[at : at + block]
             columns = _float32(vectors, right).T
@@ -55,8 +66,8 @@ def near_pairs(vectors: Vectors, clusters: Clusters, threshold: float, block: in
                 first, second = left[row], right[column]
                 is_new = ~_is_met_before(clusters, own[first], cluster, second)
                 if is_new.any():
-                    low, high = np.minimum(first, second), np.maximum(first, second)
-                    yield NearPairs(low[is_new], high[is_new], cosines[hits[is_new]])
+                    lower, higher = np.minimum(first, second), np.maximum(first, second)
+                    yield NearPairs(lower[is_new], higher[is_new], cosines[hits[is_new]])
 
 
 def _is_met_before(
@@ -70,13 +81,13 @@ def _is_met_before(
 
 
 def _float32(vectors: Vectors, rows: Rows) -> npt.NDArray[np.float32]:
-    return vectors[rows].astype(np.float32, copy=False)
+    found: npt.NDArray[np.float32] = vectors[rows].astype(np.float32, copy=False)
+    return found
 
 
 def all_pairs(vectors: Vectors, clusters: Clusters, threshold: float, block: int) -> NearPairs:
     """Return what `near_pairs` yields, sorted by first and second."""
-    parts = [_NONE, *near_pairs(vectors, clusters, threshold, block)]
-    first, second, cosine = (np.concatenate(column) for column in zip(*parts, strict=True))
+    first, second, cosine = NearPairs.joined(near_pairs(vectors, clusters, threshold, block))
     order = np.lexsort((second, first))
     return NearPairs(first[order], second[order], cosine[order])
 
@@ -100,9 +111,6 @@ def looked_at(
     return every, met
 
 
-_NONE = NearPairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-
-
 def equal(vectors: Vectors, place: Rows) -> Rows:
     """Return for each of `N` vectors `[N, D]` the row that stands for all equal to it, `[N]`: that of lowest `place`.
 
@@ -124,7 +132,7 @@ def equal(vectors: Vectors, place: Rows) -> Rows:
 def _hashes(vectors: Vectors) -> npt.NDArray[np.uint64]:
     drawn = np.random.default_rng(0).integers(0, 2**64, (vectors.shape[1],), dtype=np.uint64)
     factors: npt.NDArray[np.uint64] = drawn | np.uint64(1)
-    words = np.dtype(f"u{vectors.itemsize}")
+    words = np.dtype(f"u{vectors.dtype.itemsize}")
     hashes = np.empty(len(vectors), np.uint64)
     for at in range(0, len(vectors), _HASHED_AT_ONCE):
         part = np.ascontiguousarray(vectors[at : at + _HASHED_AT_ONCE]).view(words).astype(np.uint64)

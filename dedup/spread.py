@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import closing
 from typing import Any, Protocol, TypeVar
@@ -24,6 +25,11 @@ class Worker(Protocol[TaskT]):
         """Return the task's value."""
 
 
+def has_cluster(cluster: ClusterConfig) -> bool:
+    """Tell whether there are, or may be, workers on other machines than this one."""
+    return cluster.address is not None or "RAY_ADDRESS" in os.environ or ray.is_initialized()
+
+
 def here(worker: Worker[TaskT], tasks: Iterable[TaskT]) -> Iterator[tuple[TaskT, Any]]:
     """Yield each task with its value, done by `worker` in this process."""
     for task in tasks:
@@ -40,9 +46,11 @@ def few_or_on_ray(
 
 
 def on_ray(
-    worker: type, arguments: tuple[Any, ...], tasks: Iterable[TaskT], cluster: ClusterConfig
+    worker: type, arguments: tuple[Any, ...], tasks: Iterable[TaskT], cluster: ClusterConfig, ahead: int = 1
 ) -> Iterator[tuple[TaskT, Any]]:
     """Yield each task with its value, as they come, done by actors that are `worker(*arguments)`.
+
+    Each holds up to `ahead` tasks more than the one that it does; 0 is for tasks that are long and large.
 
     Raises:
         RunError: a task failed.
@@ -57,6 +65,7 @@ def on_ray(
             tasks,
             workers=min(cores, count or cores),
             retries=cluster.retries,
+            ahead=ahead,
         )
         with closing(outcomes):
             for outcome in outcomes:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 
 from dedup.embeddings import load
 from infra.errors import UserError
+from tests.mounts import needs_mount
 
 KEYS = np.array(["000000000", "000000002", "000010000", "1000000000"])
 
@@ -41,6 +45,70 @@ def test_a_single_file_and_the_raw_key_of_a_final_sample(tmp_path: Path) -> None
     found = load(str(file), KEYS)
     assert found.has.tolist() == [False, True, True, False]
     assert found.vectors[2].tolist() == [1, 0]
+
+
+LOADED = """
+import json, resource, sys
+import numpy as np
+from dedup.embeddings import load
+from infra.errors import NoSpaceError, UserError
+
+folder, scratch, samples, spare_bytes = sys.argv[1], sys.argv[2] or None, int(sys.argv[3]), int(sys.argv[4])
+keys = np.array([f"{number:09d}" for number in range(samples)])
+load(folder, keys[:1])
+now = 1024 * int(open("/proc/self/status").read().split("VmData:")[1].split()[0])
+resource.setrlimit(resource.RLIMIT_DATA, (now + spare_bytes,) * 2)
+try:
+    found = load(folder, keys, scratch=scratch)
+except (MemoryError, NoSpaceError, UserError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+print(json.dumps(found.cosines(np.arange(5), np.arange(5) + 7).tolist()))
+"""
+
+
+def loaded(folder: Path, scratch: Path | None, spare_bytes: int, prefix: tuple[str, ...] = ()) -> tuple[str, str]:
+    """Load 20,000 embeddings in a process with so much memory of its own to spare; its output and last words."""
+    command = (*prefix, sys.executable, "-c", LOADED, str(folder), str(scratch or ""), "20000", str(spare_bytes))
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    return run.stdout, run.stderr
+
+
+@pytest.fixture(scope="module")
+def of_40_mb(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """20,000 vectors of 1,000 numbers, in files of 1,000."""
+    folder = tmp_path_factory.mktemp("embeddings")
+    drawn = np.random.default_rng(0).standard_normal((20_000, 1000), np.float32)
+    keys = [f"{number:09d}" for number in range(20_000)]
+    for start in range(0, 20_000, 1000):
+        column = pa.FixedSizeListArray.from_arrays(pa.array(drawn[start : start + 1000].ravel()), 1000)
+        pq.write_table(
+            pa.table({"key": keys[start : start + 1000], "embedding": column}), folder / f"{start:05d}.parquet"
+        )
+    return folder, drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+
+def test_a_scratch_folder_holds_them_instead_of_memory(tmp_path: Path, of_40_mb: tuple[Path, Any]) -> None:
+    folder, unit = of_40_mb
+    output, words = loaded(folder, tmp_path, spare_bytes=36 * 2**20)
+    assert output, words
+    assert np.allclose(json.loads(output), (unit[:5] * unit[7:12]).sum(axis=1), atol=1e-3)
+    assert not list(tmp_path.iterdir())
+    output, words = loaded(folder, None, spare_bytes=36 * 2**20)
+    assert not output
+    assert "MemoryError" in words
+
+
+@needs_mount
+def test_a_scratch_folder_without_room(tmp_path: Path, of_40_mb: tuple[Path, Any]) -> None:
+    mount = f'mount -t tmpfs -o size=200k tmpfs {tmp_path} && "$@"'
+    _, words = loaded(of_40_mb[0], tmp_path, 2**30, prefix=("unshare", "-rm", "sh", "-c", mount, "sh"))
+    assert words.strip() == f"NoSpaceError: {tmp_path}: no room for 40000000 bytes of embeddings; name another folder"
+
+
+def test_a_scratch_folder_that_is_not_there(tmp_path: Path) -> None:
+    file = str(write(tmp_path / "all.parquet", ["000000000"], [[1.0, 0.0]]))
+    with pytest.raises(UserError, match=r"semantic\.scratch: .*nowhere: No such file or directory; name a folder"):
+        load(file, KEYS, scratch=str(tmp_path / "nowhere"))
 
 
 def test_samples_without_an_embedding_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,15 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dedup import near_embeddings
+from dedup import best_links, close_embeddings, near_embeddings
 from dedup.choose import NOBODY, Removals
+from dedup.clusters import cluster
 from dedup.config import DedupConfig, SemanticConfig
 from dedup.embeddings import Embeddings
 from dedup.hamming import distances
 from dedup.near_embeddings import remove_near
 from dedup.run import dedup
+from dedup.semantic import near_pairs
 from dedup.signature import load
-from infra.cluster import ClusterConfig
+from infra.cluster import ClusterConfig, session
 from infra.config import Config
 from infra.errors import UserError
 from infra.storage import Folder
@@ -55,7 +57,7 @@ def nobody_went(size: int) -> Removals:
 
 def test_of_a_chain_only_those_go_that_are_near_one_that_stays() -> None:
     """0 - 1 - 2 - 3, each near the next alone: 1 goes for 0; 2 stays, since 1 is gone; 3 goes for 2."""
-    found = remove_near(nobody_went(4), of(at_degrees(0, 15, 30, 45)), np.arange(4), NEAR)
+    found = remove_near(nobody_went(4), of(at_degrees(0, 15, 30, 45)), np.arange(4), NEAR, LOCAL)
     assert found.kept.tolist() == [-1, 0, -1, 2]
     assert found.component.tolist() == [0, 0, 0, 0]
     assert np.allclose(
@@ -64,12 +66,12 @@ def test_of_a_chain_only_those_go_that_are_near_one_that_stays() -> None:
 
 
 def test_the_rank_decides_and_the_closest_that_stays_is_named() -> None:
-    found = remove_near(nobody_went(4), of(at_degrees(0, 19, 10, 90)), np.array([1, 0, 3, 2]), NEAR)
+    found = remove_near(nobody_went(4), of(at_degrees(0, 19, 10, 90)), np.array([1, 0, 3, 2]), NEAR, LOCAL)
     assert found.kept.tolist() == [-1, -1, 1, -1]
 
 
 def test_equal_embeddings_go_for_their_best_and_on_to_where_it_goes() -> None:
-    found = remove_near(nobody_went(5), of(at_degrees(0, 10, 10, 60, 60)), np.array([0, 2, 1, 4, 3]), NEAR)
+    found = remove_near(nobody_went(5), of(at_degrees(0, 10, 10, 60, 60)), np.array([0, 2, 1, 4, 3]), NEAR, LOCAL)
     assert found.kept.tolist() == [-1, 0, 0, 4, -1]
     assert found.cosine[3] == 1
 
@@ -80,7 +82,7 @@ def test_who_went_before_goes_on_if_it_is_near_and_holds_its_keeper_if_not() -> 
     before.kept[[4, 5, 6]] = [1, 3, 1]
     before.is_exact[6] = True
     embeddings = of(at_degrees(0, 10, 90, 105, 15, 120, 10), [True] * 6 + [False])
-    found = remove_near(before, embeddings, np.arange(7), NEAR)
+    found = remove_near(before, embeddings, np.arange(7), NEAR, LOCAL)
     assert found.kept.tolist() == [-1, 0, -1, -1, 0, 3, 0]
     assert not found.is_exact.any()
     assert np.isnan(found.cosine[[2, 3, 5]]).all()
@@ -93,7 +95,7 @@ def test_nobody_goes_for_one_that_goes() -> None:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     before = nobody_went(600)
     before.kept[500:] = draw.integers(0, 500, 100)
-    found = remove_near(before, of(vectors), draw.permutation(600), SemanticConfig(threshold=0.9, neighbours=30))
+    found = remove_near(before, of(vectors), draw.permutation(600), SemanticConfig(threshold=0.9, neighbours=30), LOCAL)
     gone = np.flatnonzero(found.kept != NOBODY)
     assert len(gone) > 200
     assert (found.kept[found.kept[gone]] == NOBODY).all()
@@ -107,9 +109,9 @@ def test_a_warning_says_when_the_clusters_miss_pairs(caplog: pytest.LogCaptureFi
     vectors = draw.standard_normal((600, 6))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     with caplog.at_level(logging.WARNING):
-        remove_near(nobody_went(600), of(vectors), np.arange(600), SemanticConfig(threshold=0.8, neighbours=40))
+        remove_near(nobody_went(600), of(vectors), np.arange(600), SemanticConfig(threshold=0.8, neighbours=40), LOCAL)
         assert not caplog.text
-        remove_near(nobody_went(600), of(vectors), np.arange(600), SemanticConfig(threshold=0.8, neighbours=0))
+        remove_near(nobody_went(600), of(vectors), np.arange(600), SemanticConfig(threshold=0.8, neighbours=0), LOCAL)
     assert "more --semantic.neighbours than 0" in caplog.text
 
 
@@ -119,8 +121,8 @@ def test_a_dense_spot_that_borders_cut_is_looked_at_again() -> None:
     vectors = np.ones(64) + 0.2 * draw.standard_normal((2000, 64))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     place, dense = draw.permutation(2000), SemanticConfig(threshold=0.9, neighbours=1)
-    once, missed = near_embeddings._round(nobody_went(2000), of(vectors), place, dense)
-    found = remove_near(nobody_went(2000), of(vectors), place, dense)
+    once, missed = near_embeddings._round(nobody_went(2000), of(vectors), place, dense, LOCAL)
+    found = remove_near(nobody_went(2000), of(vectors), place, dense, LOCAL)
     stays = [int((one.kept == NOBODY).sum()) for one in (once, found)]
     assert "clusters miss" in missed
     assert stays[1] < stays[0] / 4
@@ -131,26 +133,46 @@ def test_a_dense_spot_that_borders_cut_is_looked_at_again() -> None:
 
 def test_thousands_that_all_are_near_are_held_in_few_links(monkeypatch: pytest.MonkeyPatch) -> None:
     """3,000 not quite equal ones make 4.5 million pairs; 64 of each are held."""
-    monkeypatch.setattr(near_embeddings, "_HELD_PAIRS", 10_000)
+    monkeypatch.setattr(best_links, "_HELD_PAIRS", 10_000)
     draw = np.random.default_rng(0)
     vectors = np.ones(32) + 0.02 * draw.standard_normal((3000, 32))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    links = near_embeddings._Links(draw.permutation(3000))
+    links = best_links.BestLinks(draw.permutation(3000))
     held = []
-    for pairs in near_embeddings.near_pairs(vectors, near_embeddings.cluster(vectors, 1, 0, 0), 0.9, 100):
+    for pairs in near_pairs(vectors, cluster(vectors, 1, 0, 0), 0.9, 100):
         links.add(pairs)
         held.append(sum(len(part.first) for part in links._held))
     assert links.count == 3000 * 2999 // 2
-    assert max(held) <= 2 * 3000 * near_embeddings.MOST_LINKS
-    found = remove_near(nobody_went(3000), of(vectors), draw.permutation(3000), NEAR)
+    assert max(held) <= 2 * 3000 * best_links.MOST_LINKS
+    found = remove_near(nobody_went(3000), of(vectors), draw.permutation(3000), NEAR, LOCAL)
     assert (found.kept == NOBODY).sum() == 1
+
+
+def test_over_the_workers_of_a_cluster_the_outcome_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks and clusters are handed out in many small tasks; a spot of 200 is denser than the links that are held."""
+    draw = np.random.default_rng(3)
+    middles = np.repeat(draw.standard_normal((100, 16)), 8, axis=0)
+    vectors = np.concatenate(
+        [middles + 0.3 * draw.standard_normal((800, 16)), 1 + 0.02 * draw.standard_normal((200, 16))]
+    )
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    place, config = draw.permutation(1000), SemanticConfig(threshold=0.93, clusters=20, neighbours=6)
+    here = remove_near(nobody_went(1000), of(vectors), place, config, LOCAL)
+    for name, value in (("FEW_VECTORS", 0), ("_VISITED_AT_ONCE", 300), ("ASSIGNED_AT_ONCE", 150)):
+        monkeypatch.setattr(close_embeddings, name, value)
+    with session(LOCAL):
+        spread = remove_near(nobody_went(1000), of(vectors), place, config, LOCAL)
+    assert 300 < (here.kept != NOBODY).sum() < 900
+    assert spread.kept.tolist() == here.kept.tolist()
+    assert spread.component.tolist() == here.component.tolist()
+    np.testing.assert_allclose(spread.cosine, here.cosine, rtol=1e-6)
 
 
 def test_all_equal_are_one_component_and_none_is_an_empty_corpus() -> None:
-    found = remove_near(nobody_went(20_000), of(np.ones((20_000, 4)) / 2), np.arange(20_000), NEAR)
+    found = remove_near(nobody_went(20_000), of(np.ones((20_000, 4)) / 2), np.arange(20_000), NEAR, LOCAL)
     assert (found.kept == NOBODY).sum() == 1
     assert not found.component.any()
-    assert not len(remove_near(nobody_went(0), of(np.ones((0, 4))), np.arange(0), NEAR).kept)
+    assert not len(remove_near(nobody_went(0), of(np.ones((0, 4))), np.arange(0), NEAR, LOCAL).kept)
 
 
 class NoConfig(Config):

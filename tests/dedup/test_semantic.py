@@ -129,3 +129,25 @@ def test_without_faiss_one_line_says_what_to_install() -> None:
     told = subprocess.run([sys.executable, "-c", lost], capture_output=True, text=True, check=True).stdout
     assert "pip install 'pairmill[semantic]'" in told
     assert len(told.splitlines()) == 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    size=st.integers(2, 120), count=st.integers(2, 9), neighbours=st.integers(0, 3), visited=st.integers(1, 90),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_ranges_of_clusters_name_each_pair_once_with_their_own_vectors_alone(
+    size: int, count: int, neighbours: int, visited: int, seed: int
+) -> None:
+    vectors = clustered(size, 8, 4, seed)
+    clusters = cluster(vectors, count, neighbours, seed=1)
+    ranges = list(clusters.ranges(visited))
+    assert [low for low, _ in ranges] == [0, *(high for _, high in ranges)][:-1]
+    assert ranges[-1][1] == clusters.count
+    found = []
+    for low, high in ranges:
+        rows, part = clusters.part(low, high)
+        for pairs in near_pairs(vectors[rows], part, 0.8, 7, low, high):
+            found += zip(rows[pairs.first].tolist(), rows[pairs.second].tolist(), strict=True)
+    whole = all_pairs(vectors, clusters, 0.8, 7)
+    assert sorted(found) == list(zip(whole.first.tolist(), whole.second.tolist(), strict=True))

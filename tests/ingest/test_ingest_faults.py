@@ -25,6 +25,7 @@ from ingest.run import ingest
 from ingest.worker import ShardWorker
 from pairmill.sample_web.process import SampleWeb
 from pairmill.sample_web.rows import write_rows
+from tests.mounts import needs_mount
 
 DRIVER = """
 import sys
@@ -173,12 +174,7 @@ def test_the_web_goes_away_for_a_moment(planned: Path, config: IngestConfig, web
     assert raw_files(planned, ".tar") == expected
 
 
-def can_mount() -> bool:
-    command = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs tmpfs /mnt"]
-    return bool(shutil.which("unshare")) and subprocess.run(command, check=False, capture_output=True).returncode == 0
-
-
-@pytest.mark.skipif(not can_mount(), reason="this system lets nobody mount a small disk of their own")
+@needs_mount
 @pytest.mark.slow
 def test_the_disk_is_full(planned: Path, config: IngestConfig, web: SampleWeb, mark: str, tmp_path: Path) -> None:
     """In a mount namespace of its own: a disk of 200 KB, then, with the same command, one that is large enough."""

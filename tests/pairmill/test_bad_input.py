@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards.layout import DEDUP, FINAL, RAW
+from tests.mounts import needs_mount
 
 pytestmark = pytest.mark.xdist_group("made corpus")
 
@@ -188,14 +188,6 @@ def test_two_on_one_training_run(tmp_path: Path, recipe: Recipe, begin: Begin, m
     first.wait_until(lambda: told.exists() and told.stat().st_size)
     first.kill()
     assert "another configuration" in mistake("train", recipe(length="7 steps"))
-
-
-def can_mount() -> bool:
-    command = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs tmpfs /mnt"]
-    return bool(shutil.which("unshare")) and subprocess.run(command, check=False, capture_output=True).returncode == 0
-
-
-needs_mount = pytest.mark.skipif(not can_mount(), reason="this system lets nobody mount a small disk of their own")
 
 
 def on_small_disk(disk: Path, first: Path) -> tuple[str, ...]:
