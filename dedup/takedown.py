@@ -43,6 +43,7 @@ def remove(
         `samples`, `shards` by stage, `unmatched` (entries that name no sample), `unhashed` (samples that have no
         hash for a `pdq` entry to be compared with), `back` (samples that had gone for one of them and are no copies:
         they stay from the next repack on), `left_out` (such where `final/` is laid out already: they stay out of it),
+        `copies_left` (keys of samples that stay and that one of them had gone for, as a copy; no entry names those),
         `tombstone` (None where nothing is new), `going`.
 
     Raises:
@@ -148,6 +149,7 @@ def _result(plan: Plan, tombstone: Tombstone | None, ended: Tombstone | None = N
         "unhashed": plan.unhashed,
         "back": len(plan.back),
         "left_out": plan.left_out,
+        "copies_left": sorted(set(plan.copies_left.values()), key=int),
         "tombstone": shown.name if shown is not None else None,
     }
 
@@ -158,6 +160,7 @@ def _going(plan: Plan) -> list[dict[str, Any]]:
             "key": one.key, "raw_shard": one.shard, "final_key": one.final,
             "final_shard": one.final_shard, "matched": plan.shown[one.key],
             "sha256": plan.digests[one.key][0], "phash": plan.digests[one.key][1],
+            "copy_left": plan.copies_left.get(one.key),
         }
         for one in plan.removed
     ]  # fmt: skip

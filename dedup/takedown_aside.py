@@ -30,6 +30,15 @@ def set_aside(removed: pa.Table, keys: Sequence[str]) -> pa.Table:
     return removed.filter(pc.and_(pc.is_in(removed["kept_key"], wanted), pc.invert(pc.is_in(removed["key"], wanted))))
 
 
+def copies_left(removed: pa.Table, gone: Sequence[str]) -> dict[str, str]:
+    """Return which of `gone` had gone for a copy that does not go itself, with that one's key."""
+    rows = removed.filter(pc.is_in(removed["key"], pa.array(gone, pa.string())))
+    rows = rows.filter(pc.and_(pc.is_valid(rows["kept_key"]), pc.invert(_is_other(rows))))
+    kept = dict(zip(rows["key"].to_pylist(), rows["kept_key"].to_pylist(), strict=True))
+    going = set(gone)
+    return {key: copy for key, copy in kept.items() if copy not in going}
+
+
 def bereft(removed: pa.Table, gone: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return the other pictures that went for one of `gone` and do not go themselves: kept key and method, by key."""
     rows = set_aside(removed, gone)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from dedup.spread import few_or_on_ray
 from dedup.statistics import without
-from dedup.takedown_aside import OTHER_PICTURES, bereft, coming_back, is_laid_out, removals, set_aside
+from dedup.takedown_aside import OTHER_PICTURES, bereft, coming_back, copies_left, is_laid_out, removals, set_aside
 from dedup.takedown_match import Match, Matcher, ShardOf, all_shards, with_raw_keys
 from infra.cluster import ClusterConfig
 from infra.logs import progress
@@ -31,7 +31,7 @@ class Plan:
     `digests` are of the samples' bodies and pictures (SHA-256, PDQ hash), `shown` is what each matched as a person
     wrote it, for who looks before anything goes: a tombstone has no address. `back` is who comes back, as nobody has
     their place any more, with the method by which they had gone; `left_out` counts those who would, were `final/` not
-    laid out.
+    laid out. `copies_left` are samples that stay and that one that goes had gone for, as a copy, by its key.
     """
 
     entries: tuple[Entry, ...]
@@ -43,6 +43,7 @@ class Plan:
     shown: Mapping[str, str]
     back: Mapping[str, str]
     left_out: int
+    copies_left: Mapping[str, str]
 
 
 def planned(folder: Folder, given: Sequence[Entry], cluster: ClusterConfig) -> Plan:
@@ -70,6 +71,7 @@ def planned(folder: Folder, given: Sequence[Entry], cluster: ClusterConfig) -> P
         _told({one.raw_key: entries[one.entry].shown for one in matches}, copies),
         {} if laid_out else back,
         len(back) if laid_out else 0,
+        {} if aside is None else copies_left(aside, [one.key for one in removed]),
     )
 
 

@@ -148,6 +148,10 @@ def removal(result: dict[str, Any]) -> None:
         console.print(f"{_number(result['back'])} {aside} come back with the next repack", soft_wrap=True)
     if result["left_out"]:
         console.print(f"{_number(result['left_out'])} {aside} stay out of final/, which is laid out", soft_wrap=True)
+    if result["copies_left"]:
+        some = ", ".join(result["copies_left"][:5]) + (", …" if len(result["copies_left"]) > 5 else "")
+        what = "[yellow]copies of them stay, for the list does not name those:"
+        console.print(f"{what}[/] {some}; add their keys to take them out too", highlight=False, soft_wrap=True)
     if result["tombstone"]:
         console.print(f"tombstone {result['tombstone']}")
 

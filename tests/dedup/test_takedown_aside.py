@@ -103,6 +103,16 @@ def test_before_repack_other_pictures_come_back(
     assert all(verify(corpus / stage).ok for stage in (RAW, FINAL))
 
 
+def test_a_copy_that_stays_is_named(taken: Callable[[str], Folder], listed: Listed) -> None:
+    corpus = taken("semantic")
+    foreseen = remove(corpus.url, listed(f"key {COPY}"), LOCAL, dry_run=True)
+    assert foreseen["copies_left"] == [foreseen["going"][0]["copy_left"]] == [BEST]
+    assert remove(corpus.url, listed(f"key {COPY}", f"key {BEST}"), LOCAL, dry_run=True)["copies_left"] == []
+    assert remove(corpus.url, listed(f"key {FIRST}"), LOCAL, dry_run=True)["copies_left"] == []
+    assert remove(corpus.url, listed(f"key {COPY}"), LOCAL)["copies_left"] == [BEST]
+    totals_add_up(corpus)
+
+
 @pytest.mark.parametrize("method", ["text", "semantic"])
 def test_what_is_laid_out_stays_as_it_is(taken: Callable[[str], Folder], listed: Listed, method: str) -> None:
     corpus = taken(f"{method}_final")
