@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -64,6 +65,15 @@ def write_shards(folder: Folder, rows_of: Sequence[int], *, fails_every: int = 0
                 }  # fmt: skip
                 writer.add(fields, None if fails else jpeg(shard * 10_000 + row))
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loaders_inherit_no_garbage() -> Iterator[None]:
+    """Leave nothing of earlier tests (a Ray session's native objects) to be taken down by a forked loader process."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
