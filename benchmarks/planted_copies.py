@@ -3,10 +3,11 @@
 Pictures are those of the sample web and of `--pictures` (folders, subfolders too), on white, at most 512 pixels a side.
 Of two whose 32x32 grey thumbnails hardly differ only the first is taken, so that all are distinct; then some of them
 are copied in seven ways. A pair is found as `pairmill dedup` finds it: PDQ hashes that are near, none of them too
-flat, and thumbnails that agree; once with hashes compared up to the default of 31 bits, once up to 80. The peers' pairs
-are those within 10 of 64 bits, their usual limit, and within the largest distance at which no two distinct pictures are
-a pair (-1: some have equal hashes). Prints one JSON object; ratios are our mean recall over the seven ways to the
-better peer's (null where it finds nothing).
+flat, thumbnails that agree, and detail that does; once with hashes compared up to the default of 31 bits, once up to
+80. The peers' pairs are those within 10 of 64 bits, their usual limit, and within the largest distance at which no two
+distinct pictures are a pair (-1: some have equal hashes). `writing` tells of forms, of a series of numbers, of pages
+and of posts, which differ in what is written alone, how many pairs are taken for the same. Prints one JSON object;
+ratios are our mean recall over the seven ways to the better peer's (null where it finds nothing).
 
     python benchmarks/planted_copies.py [--pictures DIR ...] [--count 10000] [--copied 1000]
 """
@@ -23,13 +24,15 @@ from typing import Any
 import imagehash
 import numpy as np
 import numpy.typing as npt
+import writing
 from peers import IMAGEDEDUP, IMAGEDEDUP_FOLDER, imagededup_phash
 from PIL import Image, ImageDraw, ImageEnhance
 
 from dedup.config import DedupConfig
 from dedup.confirm import thumbnail
+from dedup.detail import most_left, plane
 from dedup.hamming import all_pairs, distances
-from dedup.same_look import same
+from dedup.same_look import FIRST_CROPPED, NONE, SECOND_CROPPED, Ways, crops, ways
 from pairmill.sample_web import archive
 from shards.pdq import pdq
 
@@ -135,7 +138,9 @@ class Seen:
         hashes = [pdq(picture) for picture in found]
         self.hashes = np.array([np.frombuffer(bytes.fromhex(one), np.uint64) for one, _ in hashes])
         self.is_sharp = np.array([quality >= DedupConfig().min_quality for _, quality in hashes])
-        self.thumbnails = np.array([thumbnail(_png(picture)) for picture in found])
+        stored = [_png(picture) for picture in found]
+        self.thumbnails = np.array([thumbnail(data) for data in stored])
+        self.planes = [plane(data) for data in stored]
 
 
 def are_pairs(one: Seen, other: Seen, first: Indices, second: Indices, config: DedupConfig) -> npt.NDArray[np.bool_]:
@@ -143,7 +148,24 @@ def are_pairs(one: Seen, other: Seen, first: Indices, second: Indices, config: D
     near = distances(one.hashes[first], other.hashes[second]) <= config.distance
     found = near & one.is_sharp[first] & other.is_sharp[second]
     at = np.flatnonzero(found)
-    found[at] = same(one.thumbnails[first[at]], other.thumbnails[second[at]], config.confirm_difference)
+    looks = one.thumbnails[first[at]], other.thumbnails[second[at]]
+    how = ways(*looks, config.confirm_difference)
+    found[at] = agree(one, other, first[at], second[at], how, config)
+    for cropped in (FIRST_CROPPED, SECOND_CROPPED):
+        left = np.flatnonzero(~found[at] & (how.way != NONE))
+        crop = crops(looks[0][left], looks[1][left], config.confirm_difference, cropped)
+        found[at[left]] = agree(one, other, first[at[left]], second[at[left]], crop, config)
+    return found
+
+
+def agree(
+    one: Seen, other: Seen, first: Indices, second: Indices, how: Ways, config: DedupConfig
+) -> npt.NDArray[np.bool_]:
+    """Tell which pairs that are alike in these ways agree in detail."""
+    found = np.asarray(how.way != NONE)
+    for pair in np.flatnonzero(found).tolist():
+        planes = one.planes[first[pair]], other.planes[second[pair]]
+        found[pair] = most_left(*planes, int(how.way[pair]), how.part[pair]) <= config.confirm_detail
     return found
 
 
@@ -192,6 +214,22 @@ def of_ours(originals: Seen, copied: Indices, copies: dict[str, Seen], distance:
     return {"near_hashes": len(false), "false_pairs": int(false.sum())} | with_mean(recall)
 
 
+def of_writing(hash_of: dict[str, Callable[[Image.Image], int]]) -> dict[str, dict[str, int]]:
+    """Return by kind how many pairs of pictures that differ in writing alone are taken for the same, and by whom."""
+    found: dict[str, dict[str, int]] = {}
+    for kind, drawn in writing.kinds().items():
+        seen = Seen(drawn)
+        first, second = np.triu_indices(len(drawn), 1)
+        ours = {
+            f"within_{bits}": int(are_pairs(seen, seen, first, second, DedupConfig(distance=bits)).sum())
+            for bits in DISTANCES
+        }
+        hashes = {name: as_256([one(picture) for picture in drawn]) for name, one in hash_of.items()}
+        peers = {name: int((distances(of[first], of[second]) <= PEER_DISTANCE).sum()) for name, of in hashes.items()}
+        found[kind] = {"pairs": len(first)} | ours | peers
+    return found
+
+
 def with_mean(recall: dict[str, float]) -> dict[str, Any]:
     return {"recall": recall, "mean": sum(recall.values()) / len(recall)}
 
@@ -209,19 +247,19 @@ def main() -> None:
     copies = {way: [change(originals[at]) for at in copied.tolist()] for way, change in WAYS.items()}
     seen, seen_copies = Seen(originals), {way: Seen(found) for way, found in copies.items()}
     ours = {f"within_{bits}": of_ours(seen, copied, seen_copies, bits) for bits in DISTANCES}
-    peers = {
-        "imagehash": of_peer(lambda picture: int(str(imagehash.phash(picture)), 16), originals, copied, copies),
-        "imagededup": of_peer(
-            lambda picture: int(imagededup.encode_image(image_array=np.asarray(picture)), 16), originals, copied, copies
-        ),
+    hash_of: dict[str, Callable[[Image.Image], int]] = {
+        "imagehash": lambda picture: int(str(imagehash.phash(picture)), 16),
+        "imagededup": lambda picture: int(imagededup.encode_image(image_array=np.asarray(picture)), 16),
     }
+    peers = {name: of_peer(one, originals, copied, copies) for name, one in hash_of.items()}
     best = {name: max(peer[name]["mean"] for peer in peers.values()) for name in ("at_10", "without_false_pairs")}
     ratios = {
         f"ratio_{mine}_to_{theirs}": one["mean"] / mean if mean else None
         for mine, one in ours.items()
         for theirs, mean in best.items()
     }
-    print(json.dumps({"pictures": len(originals), "copied": len(copied), **ratios, **ours, "peers": peers}, indent=1))
+    sizes = {"pictures": len(originals), "copied": len(copied)}
+    print(json.dumps({**sizes, **ratios, **ours, "peers": peers, "writing": of_writing(hash_of)}, indent=1))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from dedup.detail import ANY
 from infra.config import Config, knob
 
 Keep = Literal["resolution", "caption", "first", "source"]
@@ -127,6 +128,13 @@ class DedupConfig(Config):
         le=255,
         description="largest difference of two 32x32 thumbnails where they differ most (mean of the worst "
         "1% of pixels, 0 to 255) that still is the same picture",
+    )
+    confirm_detail: float = Field(
+        0.23,
+        ge=0,
+        le=ANY,
+        description="most that may differ in the worst block of two pictures of 256 pixels a side, in shares of its "
+        "contrast, that still are the same picture; other writing makes 0.26 and more; 2: anything may differ",
     )
     keep: Keep = Field(
         "resolution",

@@ -12,6 +12,7 @@ one icon drawn twice, with a detail or a colour that hardly shows at 64 pixels a
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,10 @@ from infra.storage import Folder, patiently
 from shards.sample import FORMATS, UNDECODABLE
 
 
-def thumbnail_at(shards: Folder, shard: str, offset: int, size: int) -> npt.NDArray[np.uint8]:
-    """Return the thumbnail `[64, 64, 3]` of the picture at `size` bytes from `offset` of a shard's tar.
+def made_at(
+    shards: Folder, shard: str, offset: int, size: int, make: Callable[[bytes], npt.NDArray[np.uint8]]
+) -> npt.NDArray[np.uint8]:
+    """Return what `make` makes of the picture at `size` bytes from `offset` of a shard's tar.
 
     Raises:
         RunError: it cannot be read or decoded; the message says where it lies.
@@ -39,7 +42,7 @@ def thumbnail_at(shards: Folder, shard: str, offset: int, size: int) -> npt.NDAr
     except OSError as error:
         raise RunError(f"{where} cannot be read ({error})") from None
     try:
-        return thumbnail(data)
+        return make(data)
     except UNDECODABLE as error:
         raise RunError(f"{where} cannot be decoded ({error}); see what else is wrong with `pairmill verify`") from None
 

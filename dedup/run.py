@@ -23,7 +23,7 @@ from dedup.exact import same_body
 from dedup.links import settled
 from dedup.near_embeddings import remove_near
 from dedup.perceptual import near_hashes
-from dedup.pictures import Pictures, Places, thumbnails
+from dedup.pictures import Bounds, Pictures, Places, thumbnails
 from dedup.same_look import Thumbnails
 from dedup.second_look import BATCH_SAMPLES, look_again
 from dedup.signature import Signatures, SignatureWriter, load
@@ -180,5 +180,5 @@ def _removals(
 def _same_look(folder: Folder, signatures: Signatures, config: DedupConfig, samples: choose.Indices) -> choose.SameLook:
     """Return the comparison of pictures by pixels, for `samples` `[n]`, which are in order."""
     places = Places.of(signatures, samples)
-    pictures = Pictures(folder / RAW, signatures.shards, places, config.confirm_difference)
+    pictures = Pictures(folder / RAW, signatures.shards, places, Bounds.of(config))
     return lambda first, second: pictures.same(*(np.searchsorted(samples, side) for side in (first, second)))

@@ -6,12 +6,13 @@ everywhere. A picture that differs in a detail is another picture: the worst pix
 Brightness, contrast and saturation are taken from the pair by least squares, within bounds that keep a dark and a light
 picture apart. How much is cropped, up to 5% a side, is what brings the mean brightness of columns and of rows closest.
 A label is a small rectangle, off the middle, that differs nearly everywhere, and outside of which nothing does: other
-writing in one place is no label, as far as 64 pixels tell.
+writing in one place is no label, as far as 64 pixels tell. What they do not tell is for `detail.py`.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,29 +47,69 @@ Views = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
 
+NONE, WHOLE, LABELLED, FIRST_CROPPED, SECOND_CROPPED = range(5)
+"""How two pictures show the same: not at all, both as a whole, all but a label, one as a part of the other."""
+
+
+class Ways(NamedTuple):
+    """In which way pairs of pictures show the same, `[P]`, and `[P, 4]` (left, top, right, bottom, 0 to 1): where the
+    label is, or what is left of the one that is cropped.
+    """
+
+    way: npt.NDArray[np.int8]
+    part: npt.NDArray[np.float32]
+
+
 def same(first: Thumbnails, second: Thumbnails, most: float) -> Bools:
-    """Tell of thumbnails `[P, 64, 64, 3]` and `[P, 64, 64, 3]`, pair by pair, which show the same picture.
+    """Tell of thumbnails `[P, 64, 64, 3]` and `[P, 64, 64, 3]`, pair by pair, which show the same (see `ways`)."""
+    return np.asarray(ways(first, second, most).way != NONE)
+
+
+def ways(first: Thumbnails, second: Thumbnails, most: float) -> Ways:
+    """Tell of thumbnails `[P, 64, 64, 3]` and `[P, 64, 64, 3]`, pair by pair, in which way they show the same picture.
 
     Args:
         first, second: RGB, squeezed to squares.
         most: difference that still is the same picture: the mean, over colours, then over the worst 1% of pixels of
             32x32, 0 to 255.
     """
-    found = np.zeros(len(first), bool)
+    found = Ways(np.zeros(len(first), np.int8), np.zeros((len(first), 4), np.float32))
     for at in range(0, len(first), _AT_ONCE):
         one, other = (_planes(side[at : at + _AT_ONCE]) for side in (first, second))
-        part = found[at : at + len(one)]
+        way, part = found.way[at : at + len(one)], found.part[at : at + len(one)]
         whole, other_whole = _whole(one), _whole(other)
-        part[:] = _worst(_gaps(whole, other_whole)) <= most
+        way[_worst(_gaps(whole, other_whole)) <= most] = WHOLE
         for source, copy in ((whole, other_whole), (other_whole, whole)):
-            left = np.flatnonzero(~part)
-            part[left] = _is_copy(source[left], copy[left], most)
-        left = np.flatnonzero(~part)
-        part[left] = _is_labelled(one[left], other[left], most)
-        for source, copy, copy_whole in ((one, other, other_whole), (other, one, whole)):
-            left = np.flatnonzero(~part)
-            part[left] = _is_copy(_cropped(source[left], copy[left]), copy_whole[left], most)
+            left = np.flatnonzero(way == NONE)
+            way[left[_is_copy(source[left], copy[left], most)]] = WHOLE
+        left = np.flatnonzero(way == NONE)
+        is_labelled, label = _label(one[left], other[left], most)
+        way[left[is_labelled]], part[left[is_labelled]] = LABELLED, label[is_labelled]
+        for cropped, source, copy in ((FIRST_CROPPED, one, other), (SECOND_CROPPED, other, one)):
+            left = np.flatnonzero(way == NONE)
+            is_copy, shown = _is_crop(source[left], copy[left], most)
+            way[left[is_copy]], part[left[is_copy]] = cropped, shown[is_copy]
     return found
+
+
+def crops(first: Thumbnails, second: Thumbnails, most: float, cropped: int) -> Ways:
+    """Tell, as `ways` does, which pairs show the same by a crop of the one alone, `cropped`.
+
+    What is cut off may hardly be seen in small, where both look the same as a whole.
+    """
+    found = Ways(np.zeros(len(first), np.int8), np.zeros((len(first), 4), np.float32))
+    source, copy = (first, second) if cropped == FIRST_CROPPED else (second, first)
+    for at in range(0, len(first), _AT_ONCE):
+        some = slice(at, at + _AT_ONCE)
+        is_copy, found.part[some] = _is_crop(_planes(source[some]), _planes(copy[some]), most)
+        found.way[some] = np.where(is_copy, cropped, NONE)
+    return found
+
+
+def _is_crop(source: Views, copy: Views, most: float) -> tuple[Bools, npt.NDArray[np.float32]]:
+    """Tell where `copy` `[P, 3, 64, 64]` is a part of `source`; which, `[P, 4]`."""
+    made, shown = _cropped(source, copy)
+    return _is_copy(made, _whole(copy), most), shown
 
 
 def _planes(thumbnails: Thumbnails) -> Views:
@@ -90,8 +131,8 @@ def _whole(pictures: Views) -> Views:
     return np.asarray(weights @ pictures @ weights.T)
 
 
-def _cropped(source: Views, copy: Views) -> Views:
-    """Return of `source` `[P, 3, 64, 64]` the part that lies best on `copy`, as `[P, 3, 32, 32]`."""
+def _cropped(source: Views, copy: Views) -> tuple[Views, npt.NDArray[np.float32]]:
+    """Return the parts of `source` `[P, 3, 64, 64]` that lie best on `copy`, `[P, 3, 32, 32]`; where they lie."""
     light, whole = _luma(source), _weights(_SHARP)[0]
     wanted = whole @ _luma(copy) @ whole.T
     down = _closest(light.mean(axis=2), wanted.mean(axis=2))
@@ -99,7 +140,9 @@ def _cropped(source: Views, copy: Views) -> Views:
     columns = _weights(_SHARP)[across].transpose(0, 2, 1)
     down = _closest((light @ columns).mean(axis=2), wanted.mean(axis=2))  # without what is cut off
     rows, columns = _weights(_SOFT)[down], _weights(_SOFT)[across].transpose(0, 2, 1)
-    return np.asarray(rows[:, None] @ source @ columns[:, None])
+    (top, bottom), (left, right) = (_CUTS[np.array(np.divmod(crop, len(_CUTS)))] for crop in (down, across))
+    part = np.stack([left, top, 1 - right, 1 - bottom], axis=1).astype(np.float32)
+    return np.asarray(rows[:, None] @ source @ columns[:, None]), part
 
 
 def _closest(lines: Views, wanted: Views) -> npt.NDArray[np.int64]:
@@ -174,14 +217,16 @@ def _grey_gaps(coloured: Views, grey: Views) -> npt.NDArray[np.float32]:
     return np.abs(made - target).reshape(len(grey), _SIDE_PX * _SIDE_PX)
 
 
-def _is_labelled(one: Views, other: Views, most: float) -> Bools:
-    """Tell where all that differs in `[P, 3, 64, 64]` fills a small rectangle off the middle."""
+def _label(one: Views, other: Views, most: float) -> tuple[Bools, npt.NDArray[np.float32]]:
+    """Tell where all that differs in `[P, 3, 64, 64]` fills a small rectangle off the middle; which, `[P, 4]`."""
     differs = np.abs(one - other).mean(axis=1) > most
     (top, bottom), (left, right) = (_extent(np.asarray(differs.any(axis=axis))) for axis in (2, 1))
     area = (bottom - top) * (right - left)
     off = np.maximum(abs(top + bottom - THUMBNAIL_PX), abs(left + right - THUMBNAIL_PX)) / (2 * THUMBNAIL_PX)
     is_small = area <= MOST_LABEL * THUMBNAIL_PX**2
-    return np.asarray(is_small & (off >= LEAST_OFF_CENTRE) & (differs.sum(axis=(1, 2)) >= LEAST_FILLED * area))
+    found = is_small & (off >= LEAST_OFF_CENTRE) & (differs.sum(axis=(1, 2)) >= LEAST_FILLED * area)
+    extent = np.stack([left, top, right, bottom], axis=1) / np.float32(THUMBNAIL_PX)
+    return np.asarray(found), np.asarray(extent, np.float32)
 
 
 def _extent(lines: Bools) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -13,7 +13,7 @@ from dedup.batches import Batch, Batches
 from dedup.choose import Settled
 from dedup.config import DedupConfig
 from dedup.links import settled
-from dedup.pictures import Pictures, Places
+from dedup.pictures import Bounds, Pictures, Places
 from dedup.signature import Signatures
 from dedup.spread import here, on_ray
 from infra.cluster import ClusterConfig
@@ -53,9 +53,9 @@ class _Tasks:
 class SecondLook:
     """Decides of one batch after the other; a Ray actor holds one."""
 
-    def __init__(self, corpus: str, shards: tuple[str, ...], most: float) -> None:
-        """Read pictures from the raw `shards`; `most` is the difference that still is the same picture."""
-        self._raw, self._shards, self._most = Folder(corpus) / RAW, shards, most
+    def __init__(self, corpus: str, shards: tuple[str, ...], bounds: Bounds) -> None:
+        """Read pictures from the raw `shards`."""
+        self._raw, self._shards, self._bounds = Folder(corpus) / RAW, shards, bounds
 
     def run(self, task: _Task) -> Settled:
         """Return who goes for whom.
@@ -63,7 +63,7 @@ class SecondLook:
         Raises:
             RunError: a picture cannot be read or decoded.
         """
-        pictures = Pictures(self._raw, self._shards, task.places, self._most)
+        pictures = Pictures(self._raw, self._shards, task.places, self._bounds)
         pictures.hold_all()
         return settled(task.batch, pictures.same)
 
@@ -76,7 +76,7 @@ def look_again(
     Raises:
         RunError: a picture cannot be read or decoded.
     """
-    arguments = (folder.url, signatures.shards, config.confirm_difference)
+    arguments = (folder.url, signatures.shards, Bounds.of(config))
     tasks = _Tasks(batches, signatures)
     if batches.samples <= FEW_SAMPLES:
         done = here(SecondLook(*arguments), tasks)

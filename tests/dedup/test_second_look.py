@@ -13,7 +13,8 @@ from PIL import ImageEnhance
 
 from dedup import pictures, run, second_look
 from dedup.config import DedupConfig
-from dedup.pictures import Pictures, Places
+from dedup.detail import ANY
+from dedup.pictures import Bounds, Pictures, Places
 from dedup.run import dedup
 from dedup.signature import SignatureWriter, load
 from infra.cluster import session
@@ -24,7 +25,8 @@ from shards.writer import committed
 from tests.dedup.corpora import LOCAL, Row, encoded, picture, row_of, write_corpus
 
 CODES = ("1f98a", "1f437", "1f43b", "1f600", "1f34e")
-MOST = DedupConfig().confirm_difference
+BOUNDS = Bounds(DedupConfig().confirm_difference, ANY)
+"""Thumbnails alone: for detail a file is read each time."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,7 +90,7 @@ def test_only_so_many_thumbnails_are_held(tmp_path: Path, monkeypatch: pytest.Mo
     signatures = load(corpus, [shard])
     places = Places(signatures.shard, signatures.image_offset, signatures.image_bytes)
     monkeypatch.setattr(pictures, "HELD", 4)
-    held = Pictures(Folder(corpus) / RAW, signatures.shards, places, MOST)
+    held = Pictures(Folder(corpus) / RAW, signatures.shards, places, BOUNDS)
     held.hold_all()
     for first, second in (([0, 1], [2, 3]), ([4], [3])):
         assert not held.same(np.array(first), np.array(second)).any()

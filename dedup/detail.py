@@ -1,0 +1,126 @@
+"""Whether two pictures that look the same in small differ in what is small: other writing, another number.
+
+Both are brought to 256 pixels a side, in grey, or to 128 where one of them is smaller, and compared block by block.
+What is left of a block once its brightness and contrast are made the other's, or the other's its own, is held against
+that contrast. Another size, format or colour leaves less than a fifth of it wherever that is most; one other digit
+leaves a quarter and more.
+
+Measured on 451 pictures (emoji, clip art, photographs, forms, pages of text), each copied in six ways: 0.19 at most;
+and on 358 pairs of forms, pages, posts and series that differ in writing alone, and look the same in small: 0.26 at
+least, taken for crops too.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from dedup.same_look import FIRST_CROPPED, LABELLED, SECOND_CROPPED
+from shards.sample import FORMATS
+
+DETAIL_PX = 256
+"""Pixels of a side; half, or a quarter, of a picture whose shorter side has fewer."""
+ANY = 2.0
+"""More than can be left of a block: two differ by less, whatever they are."""
+LEAST_PX = 64
+"""At so many a side nothing is told that the thumbnails do not tell."""
+BLOCKS = 16
+"""Blocks of a side."""
+_NOISE = 20.0
+"""Grey levels that are added to a block's contrast: a flat block has noise alone."""
+_GAIN = (0.6, 1.6)
+_SHIFTS = 2
+"""Pixels by which a crop, as it was found in small, may be off to either side."""
+_ROOM = 0.95
+"""A picture of 243 pixels counts as one of 256."""
+
+Plane = npt.NDArray[np.uint8]
+Grey = npt.NDArray[np.float32]
+
+
+def plane(data: bytes) -> Plane:
+    """Return an encoded picture in grey, squeezed to a square: `[256, 256]`, `[128, 128]` or `[64, 64]`."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        image.draft("RGB", (DETAIL_PX, DETAIL_PX))
+        sizes = (DETAIL_PX, DETAIL_PX // 2)
+        side = next((side for side in sizes if min(image.size) >= _ROOM * side), LEAST_PX)
+        grey = image.convert("RGB").convert("L")
+        return np.asarray(grey.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def most_left(one: Plane, other: Plane, way: int, part: npt.NDArray[np.float32]) -> float:
+    """Return what is left of the block that differs most, as a share of its contrast, 0 and up.
+
+    Args:
+        one, other: what `plane` returns.
+        way, part: how the two show the same (`same_look.Ways`). A label itself is not compared.
+    """
+    first = _cut(one, part) if way == FIRST_CROPPED else one.astype(np.float32)
+    second = _cut(other, part) if way == SECOND_CROPPED else other.astype(np.float32)
+    side = min(len(first), len(second))
+    if side <= LEAST_PX:
+        return 0.0
+    first, second = (_blurred(_shrunk(whole, side)) for whole in (first, second))
+    is_cropped = way in (FIRST_CROPPED, SECOND_CROPPED)
+    tries = _shifted(first) if is_cropped else [first]
+    left = np.min([_left(*pair) for moved in tries for pair in ((moved, second), (second, moved))], axis=0)
+    if way == LABELLED:
+        left[_touched(part)] = 0
+    return float(left.max())
+
+
+def _cut(whole: Plane, part: npt.NDArray[np.float32]) -> Grey:
+    """Return the part (left, top, right, bottom, 0 to 1) of a plane, as large as the whole."""
+    left, top, right, bottom = (len(whole) * part).tolist()
+    sides = (len(whole), len(whole))
+    cut = Image.fromarray(whole).resize(sides, Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+    return np.asarray(cut, np.float32)
+
+
+def _shrunk(whole: Grey, side: int) -> Grey:
+    """Return a plane of so many pixels a side, a whole number of times fewer."""
+    times = len(whole) // side
+    return np.asarray(whole.reshape(side, times, side, times).mean(axis=(1, 3)))
+
+
+def _blurred(whole: Grey) -> Grey:
+    """Return a plane without what hinges on the kernel that it was made smaller with."""
+    wide = np.pad(whole, 1, mode="edge")
+    across = wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:]
+    return np.asarray((across[:-2] + 2 * across[1:-1] + across[2:]) / 16)
+
+
+def _shifted(whole: Grey) -> list[Grey]:
+    """Return a plane moved by up to `_SHIFTS` pixels along both sides."""
+    wide, side, moves = np.pad(whole, _SHIFTS, mode="edge"), len(whole), range(2 * _SHIFTS + 1)
+    return [wide[down : down + side, across : across + side] for down, across in itertools.product(moves, moves)]
+
+
+def _left(one: Grey, other: Grey) -> npt.NDArray[np.float32]:
+    """Return what is left of each block once `one` has the brightness and contrast of `other`, `[BLOCKS * BLOCKS]`."""
+    mine, theirs = (_blocks(side) for side in (one, other))
+    power = np.einsum("bp,bp->b", mine, mine)
+    gain = (np.einsum("bp,bp->b", mine, theirs) / np.maximum(power, 1e-3)).clip(*_GAIN)
+    contrast = np.maximum(mine.std(axis=1), theirs.std(axis=1))
+    return np.asarray((theirs - gain[:, None] * mine).std(axis=1) / (_NOISE + contrast))
+
+
+def _blocks(whole: Grey) -> Grey:
+    """Return a plane's blocks, `[BLOCKS * BLOCKS, pixels]`, each with a mean of 0."""
+    side = len(whole) // BLOCKS
+    blocks = whole.reshape(BLOCKS, side, BLOCKS, side).transpose(0, 2, 1, 3).reshape(BLOCKS * BLOCKS, side * side)
+    return blocks - blocks.mean(axis=1, keepdims=True)
+
+
+def _touched(part: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Tell which blocks a part (left, top, right, bottom, 0 to 1) touches, or comes close to."""
+    low, high = np.arange(BLOCKS) / BLOCKS, (np.arange(BLOCKS) + 1) / BLOCKS
+    margin = 1 / (2 * BLOCKS)
+    left, top, right, bottom = part
+    across = (high > left - margin) & (low < right + margin)
+    down = (high > top - margin) & (low < bottom + margin)
+    return (down[:, None] & across[None, :]).ravel()
