@@ -164,7 +164,8 @@ def _removed(
 def totals_after(manifest: Manifest, plan: Plan) -> dict[str, dict[str, Any]]:
     """Return the totals of the stages that are done, as they are without what goes.
 
-    In `raw/` the rows count as filtered; the stages after it have never had them in.
+    In `raw/` the rows count as filtered; the stages after it have never had them in. What dedup says of distances,
+    components and test sets stays as it found it, with the number of samples that were `taken_down` since.
     """
     gone, final = len(plan.removed), sum(one.final is not None for one in plan.removed)
     duplicates = Counter(reason_of(plan.methods[one.key]) for one in plan.removed if one.key in plan.methods)
@@ -184,6 +185,7 @@ def totals_after(manifest: Manifest, plan: Plan) -> dict[str, dict[str, Any]]:
                 totals[name] -= less
         if stage == DEDUP:
             totals |= _come_back(totals, plan.then)
+            totals["taken_down"] = totals.get("taken_down", 0) + gone
         if "largest_components" in totals:
             totals["largest_components"] = without(totals["largest_components"], {one.key for one in plan.removed})
         if stage == FINAL and final:
