@@ -46,13 +46,18 @@ def statistics(
 
 def giant(totals: Mapping[str, Any]) -> str:
     """Return what it means that the largest component holds far too many samples, if so, and how to mend it."""
-    largest, rows = (totals.get("largest_components") or [{}])[0], totals.get("rows_in", 0)
+    largest, rows = (totals.get("largest_components") or [{}])[0], rows_found(totals)
     size = largest.get("size", 0)
     if size <= GIANT_SAMPLES or size <= GIANT_SHARE * rows:
         return ""
     methods = {name: largest["methods"].get(name, 0) for name in (PERCEPTUAL, SEMANTIC, EXACT)}
     most = max(methods, key=lambda name: methods[name])
     return f"one component holds {size:,} of {rows:,} samples ({100 * size / rows:.3g}%): {_MENDS[most]}"
+
+
+def rows_found(totals: Mapping[str, Any]) -> int:
+    """Return how many samples dedup went over: `rows_in` counts none that were taken down since."""
+    return int(totals.get("rows_in", 0)) + int(totals.get("taken_down", 0))
 
 
 _MENDS = {

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dedup.spread import FEW_TASKS, few_or_on_ray
-from dedup.takedown_aside import is_laid_out, removals, without
+from dedup.takedown_aside import bereft, is_laid_out, removals, without
+from dedup.takedown_back import outlook
 from dedup.takedown_list import read_list
 from dedup.takedown_plan import Plan, planned, totals_after
 from dedup.takedown_work import TakeDown, tasks_of
@@ -121,7 +122,8 @@ def _shorten_lists(folder: Folder, keys: Sequence[str]) -> None:
     """Take what goes out of dedup's lists: where it is a duplicate, what others went for, or in a pair to look at."""
     removed = removals(folder)
     if removed is not None:
-        _rewrite(folder, REMOVED, removed, without(removed, keys, is_laid_out(folder)))
+        then = outlook(folder, bereft(removed, keys))
+        _rewrite(folder, REMOVED, removed, without(removed, keys, then, is_laid_out(folder)))
     if (folder / DEDUP).exists(THRESHOLDS):
         table = left = pq.read_table(io.BytesIO((folder / DEDUP).read(THRESHOLDS)))
         for column in ("key", "other_key"):
@@ -147,7 +149,7 @@ def _result(plan: Plan, tombstone: Tombstone | None, ended: Tombstone | None = N
         },
         "unmatched": list(plan.unmatched) if ended is None else [],
         "unhashed": plan.unhashed,
-        "back": len(plan.back),
+        "back": len(plan.then.back),
         "left_out": plan.left_out,
         "copies_left": sorted(set(plan.copies_left.values()), key=int),
         "tombstone": shown.name if shown is not None else None,

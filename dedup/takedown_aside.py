@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dedup.outcome import SEMANTIC, TEXT
+from dedup.takedown_back import Goes, Outlook
 from infra.storage import Folder
 from shards.layout import DEDUP, FINAL, REMOVED
 from shards.manifest import Manifest
@@ -46,42 +48,38 @@ def bereft(removed: pa.Table, gone: Sequence[str]) -> dict[str, tuple[str, str]]
     return {row["key"]: (row["kept_key"], row["method"]) for row in rows}
 
 
-def coming_back(lost: dict[str, tuple[str, str]]) -> dict[str, str]:
-    """Return which of those that are `bereft` stay from now on, with the method by which they had gone.
-
-    All of `semantic`; of a kept key's captions the one of the lowest key, in the place of the one that goes.
-    """
-    heirs = _heirs(lost)
-    return {key: method for key, (kept, method) in lost.items() if method == SEMANTIC or heirs[kept] == key}
-
-
 def is_laid_out(folder: Folder) -> bool:
     """Tell whether the places in `final/` are settled: one that came back would move all others."""
     return bool(Manifest.existing(folder).config(FINAL))
 
 
-def without(removed: pa.Table, gone: Sequence[str], laid_out: bool) -> pa.Table:
+def without(removed: pa.Table, gone: Sequence[str], then: Outlook, laid_out: bool) -> pa.Table:
     """Return `removed` without `gone`, and with no row that names one of them as kept but rows of copies.
 
-    Who comes back has no row any more; where `final/` is laid out they all keep theirs, without a kept key.
+    Args:
+        removed: dedup's list.
+        gone: the samples that go.
+        then: what becomes of those that are `bereft` of them. Who comes back has no row any more, the others go for
+            those.
+        laid_out: all keep their rows, without a kept key.
     """
-    lost = bereft(removed, gone)
-    heirs, back = _heirs(lost), set() if laid_out else set(coming_back(lost))
-    dropped = pa.array([*gone, *back], pa.string())
+    dropped = pa.array([*gone, *([] if laid_out else then.back)], pa.string())
     left = removed.filter(pc.invert(pc.is_in(removed["key"], dropped))).combine_chunks()
-    is_bereft = pc.is_in(left["key"], pa.array([key for key in lost if key not in back], pa.string()))
-    if not pc.any(is_bereft).as_py():
+    changed = pc.is_in(left["key"], pa.array(then.lost if laid_out else then.goes, pa.string())).combine_chunks()
+    rows = left.filter(changed).to_pylist()
+    if not rows:
         return left
-    now = [None if laid_out else heirs[lost[key][0]] for key in left["key"].filter(is_bereft).to_pylist()]
-    kept = left["kept_key"].combine_chunks()
-    replaced = pc.replace_with_mask(kept, is_bereft.combine_chunks(), pa.array(now, pa.string()))
-    return left.set_column(left.schema.get_field_index("kept_key"), left.schema.field("kept_key"), replaced)
+    now = [{**row, "kept_key": None} if laid_out else {**row, **_changes(then.goes[row["key"]])} for row in rows]
+    for place, field in enumerate(left.schema):
+        values = pa.array([row[field.name] for row in now], field.type)
+        column = pc.replace_with_mask(left[field.name].combine_chunks(), changed, values)
+        left = left.set_column(place, field, column)
+    return left
 
 
-def _heirs(lost: dict[str, tuple[str, str]]) -> dict[str, str]:
-    """Return the lowest key of those that went by their captions, by the key they went for."""
-    keys = sorted((key for key, (_, method) in lost.items() if method == TEXT), key=int, reverse=True)
-    return {lost[key][0]: key for key in keys}
+def _changes(goes: Goes) -> dict[str, Any]:
+    changes = {"kept_key": goes.kept_key, "method": goes.method, "cosine": None}
+    return changes if goes.distance is None else changes | {"distance": goes.distance}
 
 
 def _is_other(rows: pa.Table) -> pa.ChunkedArray:

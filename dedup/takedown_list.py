@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 
@@ -22,7 +23,7 @@ class MalformedLineError(ValueError):
 
 
 def read_list(where: str) -> list[Entry]:
-    """Return the entries of a list, each once, in its order; any fsspec URL, UTF-8.
+    """Return the entries of a list, each once, in its order; any fsspec URL, UTF-8. Lines end as `open` has it.
 
     Empty lines and what follows a `#` at a line's start or after white space are passed over.
 
@@ -38,7 +39,7 @@ def read_list(where: str) -> list[Entry]:
         raise UserError(f"{where}: a folder, no list; give a file with lines such as {LINES}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: no text in UTF-8 (byte {error.start}); save the list as UTF-8") from None
-    entries, wrong = parse(text.splitlines())
+    entries, wrong = parse(list(io.StringIO(text, newline=None)))
     if wrong:
         raise UserError(f"{where}: {len(wrong)} malformed lines, nothing was done: {'; '.join(wrong)}")
     if not entries:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,20 @@ import pyarrow.parquet as pq
 from infra.errors import RunError
 from infra.storage import Folder
 from shards.barred import Barred, Entry, Kind
-from shards.layout import DEDUP, FINAL, RAW, SIGNATURES, SOURCE_KEY, Status, key_address, shard_name
+from shards.layout import (
+    DEDUP,
+    FINAL,
+    RAW,
+    RETRY,
+    SIGNATURES,
+    SOURCE_KEY,
+    Status,
+    key_address,
+    part_number,
+    shard_name,
+)
 from shards.urls import digest_of
+from shards.writer import committed
 
 COLUMNS = ("key", "status", "url", "final_url", "sha256", "phash", SOURCE_KEY)
 ShardOf = tuple[str, str]
@@ -127,6 +139,15 @@ def with_raw_keys(corpus: Folder, entries: Sequence[Entry], shards: Sequence[str
         else entry
         for entry in entries
     ]
+
+
+def raw_shards_of(corpus: Folder, keys: Iterable[str]) -> list[ShardOf]:
+    """Return the raw shards that may hold the samples of these keys: their own, and those of retries."""
+    numbers = {key_address(key)[0] for key in keys}
+    if numbers:
+        numbers |= {part_number(name) for name in (corpus / RAW / RETRY).names(".parquet")}
+    there = set(committed(corpus / RAW))
+    return [(RAW, name) for name in map(shard_name, sorted(numbers)) if name in there]
 
 
 def all_shards(raw: Sequence[str], final: Sequence[str]) -> list[ShardOf]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,13 +11,14 @@ import pyarrow as pa
 
 from dedup.spread import few_or_on_ray
 from dedup.statistics import without
-from dedup.takedown_aside import OTHER_PICTURES, bereft, coming_back, copies_left, is_laid_out, removals, set_aside
-from dedup.takedown_match import Match, Matcher, ShardOf, all_shards, with_raw_keys
+from dedup.takedown_aside import OTHER_PICTURES, bereft, copies_left, is_laid_out, removals, set_aside
+from dedup.takedown_back import Outlook, outlook
+from dedup.takedown_match import Match, Matcher, ShardOf, all_shards, raw_shards_of, with_raw_keys
 from infra.cluster import ClusterConfig
 from infra.logs import progress
 from infra.storage import Folder
 from shards.barred import Entry, Kind
-from shards.layout import DEDUP, FINAL, RAW, REMOVED, RETRY, Reason, Status, key_address, part_number, shard_name
+from shards.layout import DEDUP, FINAL, RAW, REMOVED, Reason, Status
 from shards.manifest import Manifest
 from shards.selection import reason_of, removed_of
 from shards.tombstones import Removed
@@ -29,9 +30,9 @@ class Plan:
     """What a list comes to in a corpus: the samples that go, entries that name none, samples without a PDQ hash.
 
     `digests` are of the samples' bodies and pictures (SHA-256, PDQ hash), `shown` is what each matched as a person
-    wrote it, for who looks before anything goes: a tombstone has no address. `back` is who comes back, as nobody has
-    their place any more, with the method by which they had gone; `left_out` counts those who would, were `final/` not
-    laid out. `copies_left` are samples that stay and that one that goes had gone for, as a copy, by its key.
+    wrote it, for who looks before anything goes: a tombstone has no address. `then` is what becomes of other pictures
+    that had gone for them; `left_out` counts those who would come back, were `final/` not laid out, and `then` is of
+    nobody. `copies_left` are samples that stay and that one that goes had gone for, as a copy, by its key.
     """
 
     entries: tuple[Entry, ...]
@@ -41,7 +42,7 @@ class Plan:
     unhashed: int
     digests: Mapping[str, tuple[str | None, str | None]]
     shown: Mapping[str, str]
-    back: Mapping[str, str]
+    then: Outlook
     left_out: int
     copies_left: Mapping[str, str]
 
@@ -59,7 +60,7 @@ def planned(folder: Folder, given: Sequence[Entry], cluster: ClusterConfig) -> P
     told = _told({one.raw_key: str(entries[one.entry]) for one in matches}, copies)
     removed = _removed(manifest, [*matches, *also], methods, told)
     named = {one.entry for one in matches}
-    back = {} if aside is None else coming_back(bereft(aside, [one.key for one in removed]))
+    then = outlook(folder, {} if aside is None else bereft(aside, [one.key for one in removed]))
     laid_out = is_laid_out(folder)
     return Plan(
         tuple(dict.fromkeys(entry for entry in entries if entry.kind != Kind.FINAL)),
@@ -69,8 +70,8 @@ def planned(folder: Folder, given: Sequence[Entry], cluster: ClusterConfig) -> P
         unhashed if any(entry.kind == Kind.PDQ for entry in entries) else 0,
         _digests((*matches, *also)),
         _told({one.raw_key: entries[one.entry].shown for one in matches}, copies),
-        {} if laid_out else back,
-        len(back) if laid_out else 0,
+        Outlook({}, {}) if laid_out else then,
+        len(then.back) if laid_out else 0,
         {} if aside is None else copies_left(aside, [one.key for one in removed]),
     )
 
@@ -128,19 +129,10 @@ def _copies(
     if removed is None:
         return {}, []
     rows = {row["key"]: row for row in set_aside(removed, keys).select(["key", "kept_key", "method"]).to_pylist()}
-    found, _ = _found(folder, [Entry(Kind.KEY, key) for key in rows], _shards_of(folder, rows), cluster)
+    found, _ = _found(folder, [Entry(Kind.KEY, key) for key in rows], raw_shards_of(folder, rows), cluster)
     bodies = {one.sha256 for one in matches if one.sha256}
     also = [one for one in found if rows[one.raw_key]["method"] not in OTHER_PICTURES or one.sha256 in bodies]
     return {one.raw_key: rows[one.raw_key]["kept_key"] for one in also}, also
-
-
-def _shards_of(folder: Folder, keys: Iterable[str]) -> list[ShardOf]:
-    """Return the raw shards that may hold the samples of these keys: their own, and those of retries."""
-    numbers = {key_address(key)[0] for key in keys}
-    if numbers:
-        numbers |= {part_number(name) for name in (folder / RAW / RETRY).names(".parquet")}
-    there = set(committed(folder / RAW))
-    return [(RAW, name) for name in map(shard_name, sorted(numbers)) if name in there]
 
 
 def _removed(
@@ -172,7 +164,8 @@ def _removed(
 def totals_after(manifest: Manifest, plan: Plan) -> dict[str, dict[str, Any]]:
     """Return the totals of the stages that are done, as they are without what goes.
 
-    In `raw/` the rows count as filtered; the stages after it have never had them in.
+    In `raw/` the rows count as filtered; the stages after it have never had them in. What dedup says of distances,
+    components and test sets stays as it found it, with the number of samples that were `taken_down` since.
     """
     gone, final = len(plan.removed), sum(one.final is not None for one in plan.removed)
     duplicates = Counter(reason_of(plan.methods[one.key]) for one in plan.removed if one.key in plan.methods)
@@ -191,7 +184,8 @@ def totals_after(manifest: Manifest, plan: Plan) -> dict[str, dict[str, Any]]:
             if name in totals:
                 totals[name] -= less
         if stage == DEDUP:
-            totals |= _come_back(totals, plan.back)
+            totals |= _come_back(totals, plan.then)
+            totals["taken_down"] = totals.get("taken_down", 0) + gone
         if "largest_components" in totals:
             totals["largest_components"] = without(totals["largest_components"], {one.key for one in plan.removed})
         if stage == FINAL and final:
@@ -200,10 +194,11 @@ def totals_after(manifest: Manifest, plan: Plan) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _come_back(totals: Mapping[str, Any], back: Mapping[str, str]) -> dict[str, Any]:
-    reasons = Counter(reason_of(method) for method in back.values())
-    counts = {"kept": totals["kept"] + len(back), "removed": totals["removed"] - len(back)}
-    return counts | _moved(totals, -len(back), len(back), reasons)
+def _come_back(totals: Mapping[str, Any], then: Outlook) -> dict[str, Any]:
+    back, reasons = len(then.back), Counter(reason_of(method) for _, method in then.lost.values())
+    reasons.subtract(reason_of(goes.method) for goes in then.goes.values())
+    counts = {"kept": totals["kept"] + back, "removed": totals["removed"] - back}
+    return counts | _moved(totals, -back, back, reasons)
 
 
 def _moved(totals: Mapping[str, Any], kept: int, filtered: int, reasons: Mapping[str, int]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ A folder without `test/nshards.txt` holds picture files, in folders below it too
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def samples_in(folder: Folder, tar: str, wanted: Callable[[str], bool] | None = 
 def lines(folder: Folder, name: str) -> tuple[str, ...]:
     """Return the lines of one of a suite's text files. Raises UserError if it is missing, empty or no text."""
     try:
-        found = folder.read(name).decode("utf-8").splitlines()
+        found = lines_of(folder.read(name).decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder.path(name)}: missing; a suite needs it") from None
     except UnicodeDecodeError as error:
@@ -112,6 +113,11 @@ def lines(folder: Folder, name: str) -> tuple[str, ...]:
     if not found:
         raise UserError(f"{folder.path(name)}: empty; a suite needs it")
     return tuple(found)
+
+
+def lines_of(text: str) -> list[str]:
+    """Return a text's lines as Python's `open` has them: other characters that part lines are part of a name."""
+    return [line.removesuffix("\n") for line in io.StringIO(text, newline=None)]
 
 
 def _picture(tar: str, key: str, sample: dict[str, tuple[Member, bytes | None]]) -> SuitePicture:

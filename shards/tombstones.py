@@ -101,15 +101,16 @@ def write(corpus: Folder, tombstone: Tombstone) -> None:
         "removed": len(tombstone.removed), "totals": tombstone.totals,
     }  # fmt: skip
     lines = [head, *map(_of_entry, tombstone.entries), *map(asdict, tombstone.removed)]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    corpus.write(tombstone.name, text.encode("utf-8", "replace"))
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    corpus.write(tombstone.name, text.encode("ascii"))
 
 
 def read(corpus: Folder, number: int) -> Tombstone:
     """Read a tombstone. Raises RunError where it is damaged."""
     name = tombstone_name(number)
     try:
-        head, *lines = map(json.loads, corpus.read(name).decode().splitlines())
+        # Earlier versions escaped no character: a reason may hold one that `splitlines` takes for a line's end.
+        head, *lines = map(json.loads, corpus.read(name).decode().removesuffix("\n").split("\n"))
         entries = tuple(_entry(line, number) for line in lines[: head["entries"]])
         removed = tuple(Removed(**line) for line in lines[head["entries"] :])
         if len(removed) != head["removed"]:

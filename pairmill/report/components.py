@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dedup.statistics import COSINE_STEP, giant
+from dedup.statistics import COSINE_STEP, giant, rows_found
 from infra.storage import Folder
 from pairmill.report.charts import Chart, stacked
 from pairmill.report.clusters import Member, members
@@ -51,10 +51,13 @@ def statistics(corpus: Folder, manifest: Manifest, album: Album, sources: list[S
     sources.append(raw)
     keys = {one["component"]: one["keys"][:PICTURES] for one in largest}
     found = members(raw, [key for some in keys.values() for key in some], album)
-    rows = max(1, totals["rows_in"])
+    rows, all_rows = max(1, totals["rows_in"]), max(1, rows_found(totals))
     components = tuple(
         Component(
-            one["size"], one["size"] / rows, _said(one["methods"]), tuple(found[key] for key in keys[one["component"]])
+            one["size"],
+            one["size"] / all_rows,
+            _said(one["methods"]),
+            tuple(found[key] for key in keys[one["component"]]),
         )
         for one in largest
     )

@@ -77,6 +77,7 @@ def _content(corpus: Folder, run: Folder | None, manifest: Manifest, measured: M
         "kept_is_final": kept_is_final,
         "rejected": sheets.rejected(corpus, _reasons(manifest, stages), sources),
         "duplicates": duplicates,
+        "taken_down": manifest.totals(DEDUP).get("taken_down", 0),
         "test_sets": overlap.test_sets(manifest.totals(DEDUP)),
         "thresholds": thresholds.thresholds(corpus, manifest, album, sources),
         "statistics": components.statistics(corpus, manifest, album, sources),

@@ -87,6 +87,12 @@ def test_totals_of_an_earlier_version_or_of_nothing_warn_of_nothing() -> None:
     assert giant({"rows_in": 0, "largest_components": []}) == ""
 
 
+def test_a_giant_component_is_held_against_the_samples_that_dedup_found() -> None:
+    totals = {"largest_components": [{"size": 101, "methods": {"exact": 100}}]}
+    assert giant({"rows_in": 100, "taken_down": 10_000, **totals}) == ""
+    assert "101 of 202 samples (50%)" in giant({"rows_in": 100, "taken_down": 102, **totals})
+
+
 def test_the_stage_writes_them(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
     monkeypatch.setattr(run.log, "propagate", True)
     body = encoded(picture("noto-1f98a"))

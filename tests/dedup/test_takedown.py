@@ -354,6 +354,20 @@ def test_a_final_shard_made_again_has_the_hole_and_the_others_stay(corpus: Folde
             assert left[number] == one
 
 
+def test_what_goes_while_final_is_being_written_keeps_the_place_it_would_get(corpus: Folder, listed: Listed) -> None:
+    """But for a duplicate, which gets none."""
+    (duplicate,) = pq.read_table(io.BytesIO((corpus / DEDUP).read(REMOVED)))["key"].to_pylist()
+    key = sidecar(corpus, FINAL, "00005")[0]["source_key"]
+    for name in ("00005_stats.json", "00005.parquet", "00005.tar"):
+        (corpus / FINAL).delete(name)
+    content = corpus.read_json("corpus.json")
+    content["stages"][FINAL]["done"] = False
+    corpus.write_json("corpus.json", content)
+    remove(corpus.url, listed(f"key {key}", f"key {duplicate}"), LOCAL)
+    told = tombstones.all_removed(corpus)
+    assert {one.key: (one.final, one.placed) for one in told.values()} == {key: (None, True), duplicate: (None, False)}
+
+
 def test_taken_down_before_repack_it_leaves_no_place(corpus: Folder, listed: Listed) -> None:
     content = corpus.read_json("corpus.json")
     (corpus / FINAL).delete_tree()

@@ -73,6 +73,12 @@ def test_a_list_that_is_none(tmp_path: Path, content: bytes, told: str) -> None:
         read_list(str(tmp_path))
 
 
+@pytest.mark.parametrize("character", list("\v\f\x1c\x1d\x1e\x85\u2028\u2029"), ids=ascii)
+def test_a_remark_goes_on_to_the_end_of_its_line(tmp_path: Path, character: str) -> None:
+    (tmp_path / "list").write_bytes(f"host a.example # not{character}host b.example\r\nkey 000000001\n".encode())
+    assert [str(one) for one in read_list(str(tmp_path / "list"))] == ["host a.example", "key 000000001"]
+
+
 def test_comments_cases_and_repeats() -> None:
     entries, wrong = parse(
         ["\tHOST a.example", "host A.Example  # by letter", "host bücher.example", "host a.example.",

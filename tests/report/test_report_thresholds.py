@@ -15,6 +15,7 @@ from playwright.sync_api import Browser
 
 from dedup.config import DedupConfig, SemanticConfig
 from dedup.run import dedup
+from dedup.takedown import remove
 from infra.cluster import session
 from infra.storage import Folder
 from pairmill.report import build
@@ -124,6 +125,25 @@ def test_without_pairs_or_from_an_earlier_version_there_is_no_section(tmp_path: 
     assert '<section id="thresholds">' not in page
     assert "The largest components" not in page
     assert "Could not be read" not in page
+
+
+def test_after_a_take_down_components_are_told_as_dedup_found_them(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", copies(), 10)
+    found = dedup(corpus, DedupConfig(), LOCAL)
+    assert "Samples taken down since" not in report(corpus, tmp_path)
+    (tmp_path / "list").write_text("key 000000000\nkey 000000003\nkey 000000006\n")
+    gone = remove(corpus, str(tmp_path / "list"), LOCAL)["samples"]
+    totals = Manifest.existing(Folder(corpus)).totals(DEDUP)
+    assert (totals["taken_down"], totals["rows_in"] + gone) == (gone, found["rows_in"]) == (gone, 7)
+    as_found = ("components", "largest_component", "component_sizes", "distances", "unhashed")
+    assert {name: totals[name] for name in as_found} == {name: found[name] for name in as_found}
+    page = report(corpus, tmp_path)
+    assert f"Samples taken down since: {gone}. Distances, components and test pictures are told as they were" in page
+    assert "<b>5</b> samples, 71.4% of all" in page
+    remove(corpus, str(tmp_path / "list"), LOCAL)
+    (tmp_path / "list").write_text("key 000000001\n")
+    remove(corpus, str(tmp_path / "list"), LOCAL)
+    assert Manifest.existing(Folder(corpus)).totals(DEDUP)["taken_down"] == gone + 1
 
 
 def test_a_torn_file_of_pairs_is_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shards
-from infra.errors import UserError
+from infra.errors import RunError, UserError
 from infra.storage import Folder
 from shards import index, kept
 from shards.layout import INDEX, STATS_SUFFIX
@@ -79,6 +79,21 @@ def test_again_it_changes_no_byte(holed: Folder) -> None:
 
 def rows(folder: Folder) -> list[dict[str, object]]:
     return pq.read_table(io.BytesIO(folder.read("00001.parquet"))).to_pylist()
+
+
+def test_a_sample_that_lies_elsewhere_than_its_sidecar_says_is_not_overwritten(own_shards: Folder) -> None:
+    table = pq.read_table(io.BytesIO(own_shards.read("00001.parquet")))
+    rows = table.to_pylist()
+    one, other = (row for row in rows if row["key"] in KEYS[:2])
+    for column in ("offset", "size"):
+        one[column], other[column] = other[column], one[column]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), buffer)
+    own_shards.write("00001.parquet", buffer.getvalue())
+    before = {name: own_shards.read(name) for name in own_shards.names() if name.startswith("00001")}
+    with pytest.raises(RunError, match=f"where its sidecar has sample {KEYS[0]} lies another"):
+        take_out(own_shards, "00001", KEYS[:1], "tombstones/00001.jsonl")
+    assert {name: own_shards.read(name) for name in before} == before
 
 
 def test_foreign_readers_go_by_it(holed: Folder) -> None:

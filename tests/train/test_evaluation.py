@@ -89,6 +89,15 @@ def test_suite_reads_back_as_written(suite: Path) -> None:
     )
 
 
+def test_a_name_or_caption_may_hold_other_line_separators(tmp_path: Path, drawing: Draw) -> None:
+    names, captions = ["a\u2028b", "c\x85d"], ["one\x1cpicture", "of\x0btwo\u2029lines"]
+    sample = {"key": "0", "png": drawing("red", "line", 0), "cls": 1, "txt": "\r\n".join(captions)}
+    write_suite(str(tmp_path / "suite"), [sample], names, ["a picture\x0cof {c}"])
+    read = read_suite(str(tmp_path / "suite"))
+    assert (list(read.names), list(read.templates)) == (names, ["a picture\x0cof {c}"])
+    assert list(read.examples[0].captions) == captions
+
+
 def test_trained_run_is_measured(tmp_path: Path, suite: Path, make_config: MakeConfig) -> None:
     """A run that saw coloured shapes knows colours; run folder and checkpoint folder give the same."""
     config = make_config(

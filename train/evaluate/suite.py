@@ -24,7 +24,7 @@ from torch import Tensor
 from infra.errors import UserError
 from infra.storage import Folder
 from shards.sample import FORMATS, IMAGES, UNDECODABLE, split_name
-from shards.suite import NSHARDS, lines, samples_in, tars
+from shards.suite import NSHARDS, lines, lines_of, samples_in, tars
 from shards.tar import END, Member, header, padded
 
 CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
@@ -182,7 +182,7 @@ def _example(where: str, tar: str, key: str, sample: dict[str, tuple[Member, byt
         raise UserError(f"{where}: {key}.cls holds {target!r}, but {CLASSNAMES}: missing; write one class a line there")
     if target is not None and (not target.isdecimal() or int(target) >= classes):
         raise UserError(f"{where}: {key}.cls holds {target!r}, not a class from 0 to {classes - 1}")
-    captions = tuple(line for line in texts.get("txt", "").splitlines() if line.strip())
+    captions = tuple(line for line in lines_of(texts.get("txt", "")) if line.strip())
     member = sample[extension][0]
     return Example(key, None if target is None else int(target), captions, tar, extension, member.start, member.size)
 
