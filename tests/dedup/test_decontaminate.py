@@ -159,6 +159,20 @@ def test_the_next_best_copy_stays_where_the_best_shows_a_test_picture(tmp_path: 
     assert totals["test_sets"][0]["samples_by_hash"] == 0
 
 
+def test_a_byte_copy_of_what_was_found_by_its_embedding_goes_for_nobody_that_goes(tmp_path: Path) -> None:
+    """The copy has no embedding, so it is not found itself; its double goes, so that it has to stay."""
+    rows = [row_of(encoded(picture(FOX)), caption) for caption in ("fox", "the same bytes")]
+    corpus = write_corpus(tmp_path / "corpus", rows, 2)
+    keys = [sample_key(0, 0), sample_key(0, 1)]
+    of_corpus = write_embeddings(tmp_path / "e" / "corpus.parquet", keys[:1], [[1, 0]])
+    suite = write_files(tmp_path / "suite", {"pig.png": encoded(picture(PIG))})
+    of_suite = write_embeddings(tmp_path / "s" / "suite.parquet", ["pig.png"], [[1, 0]])
+    config = asked(suite, embeddings=(of_suite,), corpus_embeddings=of_corpus, keep="first")
+    totals = dedup(corpus, config, LOCAL)
+    assert {key: row["method"] for key, row in removed(corpus).items()} == {keys[0]: "test_image"}
+    assert totals["kept"] == 1
+
+
 def test_the_cap_on_captions_counts_no_sample_that_has_gone(tmp_path: Path) -> None:
     rows = [row_of(encoded(picture(key, side)), "a picture to buy") for key, side in ((FOX, 192), (PIG, 128))]
     suite = write_files(tmp_path / "suite", {"fox.png": encoded(picture(FOX))})

@@ -118,6 +118,15 @@ def test_the_outcome_is_the_plain_one_however_it_is_cut(corpus: Corpus, most: in
     assert (found.kept.tolist(), found.distance.tolist(), found.component.tolist()) == plainly(corpus)
 
 
+def test_who_follows_one_that_goes_stays_where_it_does_not_look_like_the_one_that_stays() -> None:
+    """0 and 1 share a hash and look alike; 0 goes for the near 2, the best, which 1 does not look like."""
+    corpus = Corpus([1, 2, 0], [0, 0, 0], [0, 0, 1], [1, 2, 0], [0, 1, 2], [(0, 1, 5)])
+    found = corpus.in_batches(EVERYTHING)
+    assert found.kept.tolist() == [2, NOBODY, NOBODY]
+    assert found.distance.tolist() == [5, 0, 0]
+    assert found.component.tolist() == [0, 0, 0]
+
+
 @settings(max_examples=60, deadline=None)
 @given(corpus=corpora(), most=st.integers(1, 30))
 def test_a_batch_has_whole_components_and_no_more_samples_than_it_may_unless_it_is_one(

@@ -76,6 +76,15 @@ def test_equal_embeddings_go_for_their_best_and_on_to_where_it_goes() -> None:
     assert found.cosine[3] == 1
 
 
+@pytest.mark.parametrize(("look_alike", "kept"), [(15, [-1, 0, 0, 0]), (100, [-1, 0, -1, 2])])
+def test_an_equal_embedding_goes_on_only_where_its_look_alikes_may(look_alike: float, kept: list[int]) -> None:
+    """2 equals 1, which goes for 0; 3 had gone for 2 by its look."""
+    before = nobody_went(4)
+    before.kept[3] = 2
+    found = remove_near(before, of(at_degrees(0, 10, 10, look_alike)), np.arange(4), NEAR, LOCAL)
+    assert found.kept.tolist() == kept
+
+
 def test_who_went_before_goes_on_if_it_is_near_and_holds_its_keeper_if_not() -> None:
     """1 and 3 would go for 0 and 2; the look-alike 4 of 1 is near 0, the look-alike 5 of 3 is not near 2."""
     before = nobody_went(7)
