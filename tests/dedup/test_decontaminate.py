@@ -110,7 +110,7 @@ def test_every_copy_of_a_test_picture_goes_and_nothing_else(tmp_path: Path) -> N
     assert totals["rows_in"] == 8 == totals["kept"] + totals["removed"]
     first, second = totals["test_sets"]
     assert first == {
-        "suite": animals, "pictures": 2, "broken": 0, "with_copy": 2, "with_copy_by_hash": 2,
+        "suite": animals, "pictures": 2, "broken": 0, "unhashed": 0, "with_copy": 2, "with_copy_by_hash": 2,
         "with_copy_by_embedding": 0, "samples": 5, "samples_by_hash": 5, "samples_by_embedding": 0,
     }  # fmt: skip
     assert (second["pictures"], second["with_copy"], second["samples"]) == (1, 0, 0)
@@ -184,9 +184,12 @@ def test_the_cap_on_captions_counts_no_sample_that_has_gone(tmp_path: Path) -> N
 def test_flat_pictures_match_by_their_bytes_alone(tmp_path: Path) -> None:
     flat = [Image.new("RGB", (64, 64), colour) for colour in ("#888888", "#898989")]
     corpus = write_corpus(tmp_path / "corpus", [row_of(encoded(image)) for image in flat], 8)
-    suite = write_files(tmp_path / "suite", {"grey.png": encoded(flat[1])})
-    dedup(corpus, asked(suite), LOCAL)
+    files = {"grey.png": encoded(flat[1]), "light.png": encoded(Image.new("RGB", (64, 64), "#eeeeee")), "torn.png": b""}
+    suite = write_files(tmp_path / "suite", files | {"fox.png": encoded(picture(FOX))})
+    (told,) = dedup(corpus, asked(suite), LOCAL)["test_sets"]
     assert list(removed(corpus)) == [sample_key(0, 1)]
+    assert (told["pictures"], told["broken"], told["unhashed"], told["with_copy"]) == (4, 1, 2, 1)
+    assert report_overlap(corpus, asked(suite, min_quality=0), LOCAL)["test_sets"][0]["unhashed"] == 0
 
 
 def test_the_second_look_keeps_what_only_hashes_alike(tmp_path: Path) -> None:
