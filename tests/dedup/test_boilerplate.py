@@ -107,14 +107,15 @@ def test_digests_are_the_captions_own_wherever_they_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
     monkeypatch.setattr(spread, "FEW_TASKS", few)
-    rows = boilerplate()
+    captions = ("a red fox", "two pigs", "bears asleep", "that grin", "hearts of gold", "apple pie", "cars for sale")
+    rows = [row | {"caption": caption} for row, caption in zip(boilerplate(), captions, strict=True)]
     corpus = write_corpus(tmp_path, rows, 2)
     shards = committed(Folder(corpus) / RAW)
     for shard in shards:
         SignatureWriter(corpus).run(shard)
     samples = np.array([6, 0, 3, 2, 5])
     made = caption_digests(corpus, load(corpus, shards), samples, LOCAL)
-    np.testing.assert_array_equal(made, digests([str(rows[number]["caption"]) for number in samples]))
+    np.testing.assert_array_equal(made, digests([captions[number] for number in samples]))
 
 
 def test_an_empty_corpus_has_no_captions(tmp_path: Path) -> None:
