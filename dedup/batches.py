@@ -1,7 +1,8 @@
 """Groups of equal hashes cut into batches that have nothing to do with each other.
 
 Who goes for whom is decided among samples that are joined by equal or near hashes, so a batch of whole components of
-the groups is decided by itself, anywhere, in any order.
+the groups is decided by itself, anywhere, in any order. Where captions have to agree too, groups are of equal hash and
+caption.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dedup.caption_groups import by_caption
 from dedup.choose import HashGroups, Indices
 from dedup.components import components
 from dedup.hamming import Pairs
@@ -26,7 +28,6 @@ class Batch:
     ends: Indices  # [G + 1]
     pairs: Pairs  # [P, 3]: two groups of the batch, bits
     place: Indices  # [S], the rank
-    captions: npt.NDArray[np.uint64] | None  # [S, 2], their digests where these have to agree
 
     def __str__(self) -> str:
         return f"{len(self.samples)} samples in {len(self.ends) - 1} groups of equal hash"
@@ -35,8 +36,8 @@ class Batch:
 class Batches:
     """Batches of at most `most` samples; a larger component is one by itself.
 
-    The components come by their lowest hash, so the cut depends on nothing but hashes and `most`. Only groups that have
-    something to compare are in it: two samples or more, or a near group. A batch is made when it is asked for.
+    The components come by their lowest hash, so the cut depends on nothing but hashes, captions and `most`. Only groups
+    that have something to compare are in it: two samples or more, or a near group. A batch is made when asked for.
     """
 
     def __init__(
@@ -47,8 +48,18 @@ class Batches:
         captions: npt.NDArray[np.uint64] | None,
         most: int,
     ) -> None:
-        """Cut `groups`, which `pairs` `[P, 3]` join; `place` `[N]` and `captions` `[N, 2]` are of all samples."""
-        self._groups, self._pairs, self._place, self._captions = groups, pairs, place, captions
+        """Cut `groups`, which `pairs` `[P, 3]` join.
+
+        Args:
+            groups: of equal hash.
+            pairs: two of the groups, bits.
+            place: `[N]`, the rank of all samples.
+            captions: `[N, 2]`, the digests of their captions, where these have to agree.
+            most: samples of a batch.
+        """
+        if captions is not None:
+            groups, pairs = by_caption(groups, pairs, captions)
+        self._groups, self._pairs, self._place = groups, pairs, place
         sizes = np.diff(groups.ends)
         compared = sizes > 1
         compared[pairs[:, :2].ravel()] = True
@@ -79,8 +90,7 @@ class Batches:
         ends = np.concatenate([[0], np.cumsum(sizes)])
         samples = self._groups.samples[np.repeat(starts - ends[:-1], sizes) + np.arange(ends[-1])]
         mine = np.stack([self._row[pairs[:, 0]] - low, self._row[pairs[:, 1]] - low, pairs[:, 2]], axis=1)
-        captions = None if self._captions is None else self._captions[samples]
-        return Batch(samples, ends, mine, self._place[samples], captions)
+        return Batch(samples, ends, mine, self._place[samples])
 
 
 def _cuts(sizes: Indices, component: Indices, most: int) -> Indices:

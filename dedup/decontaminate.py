@@ -51,6 +51,7 @@ class Overlap:
     suites: Suites
     by_hash: Matches
     by_embedding: Matches
+    unhashed: npt.NDArray[np.bool_]  # [F], sound test pictures too flat for a hash that tells anything
 
     def contaminated(self, signatures: Signatures) -> Contaminated:
         """Return the samples concerned, each with its closest picture: by hash, and only without one by embedding."""
@@ -80,6 +81,7 @@ class Overlap:
             "suite": name,
             "pictures": int(here.sum()),
             "broken": int(self.suites.is_broken[here].sum()),
+            "unhashed": int(self.unhashed[here].sum()),
             "with_copy": int((self.by_hash.has_copy | self.by_embedding.has_copy)[here].sum()),
             "with_copy_by_hash": int(self.by_hash.has_copy[here].sum()),
             "with_copy_by_embedding": int(self.by_embedding.has_copy[here].sum()),
@@ -126,7 +128,8 @@ def find_overlap(
         for number in range(len(asked.suites)):
             pictures, of_pictures = _of_suite(suites, number, config)
             _match_embeddings(pictures, of_pictures, of_samples, asked.threshold, near, asked.embeddings[number])
-    found = Overlap(suites, hashed.matches(), near.matches())
+    unhashed = ~suites.is_broken & (suites.quality < config.min_quality)
+    found = Overlap(suites, hashed.matches(), near.matches(), unhashed)
     samples = np.union1d(found.by_hash.sample, found.by_embedding.sample)
     log.info("dedup: %d of %d samples show one of %d test pictures", len(samples), len(signatures), len(suites))
     return found

@@ -32,14 +32,12 @@ def settled(batch: Batch, look: SameLook = always) -> Settled:
     themselves; who follows a leader that goes is compared with the one that stays.
 
     Args:
-        batch: its `captions`, where it has them, have to agree too.
+        batch: whole components of groups.
         look: the second look, by places in the batch.
     """
-    same = look if batch.captions is None else _same_caption_too(batch.captions, look)
     everyone = np.arange(len(batch.samples))
-    most = MOST_LEADERS if batch.captions is None else len(everyone)  # a picture may have many captions
-    leader = link_equal_hashes(batch.ends, same, most)
-    near = link_near_hashes(batch, leader, same, most)
+    leader = link_equal_hashes(batch.ends, look)
+    near = link_near_hashes(batch, leader, look)
     kept, distance = np.full(len(everyone), NOBODY), np.zeros(len(everyone), np.int32)
     by = settle(near[:, 0], near[:, 1], near[:, 2], batch.place, kept)
     gone = np.flatnonzero(by != NOBODY)
@@ -49,17 +47,17 @@ def settled(batch: Batch, look: SameLook = always) -> Settled:
     goes_on = kept[of] != NOBODY
     kept[follower[~goes_on]] = of[~goes_on]
     follower, of = follower[goes_on], of[goes_on]
-    alike = same(kept[of], follower)
+    alike = look(kept[of], follower)
     kept[follower[alike]], distance[follower[alike]] = kept[of[alike]], distance[of[alike]]
     component = components(len(everyone), [(everyone, leader), (near[:, 0], near[:, 1])])
     for_whom = np.where(kept == NOBODY, NOBODY, batch.samples[kept])
     return Settled(batch.samples, for_whom, distance, batch.samples[component])
 
 
-def link_equal_hashes(ends: Indices, same: SameLook, most: int) -> Indices:
+def link_equal_hashes(ends: Indices, same: SameLook) -> Indices:
     """Return for each of `S` samples the first of its group `[ends[g], ends[g + 1])` that leads and looks the same.
 
-    Itself, where it leads, and where it is like none of the `most` that lead already.
+    Itself, where it leads, and where it is like none of the `MOST_LEADERS` that lead already.
     """
     leader = np.arange(ends[-1])
     for group in np.flatnonzero(np.diff(ends) > 1).tolist():
@@ -68,7 +66,7 @@ def link_equal_hashes(ends: Indices, same: SameLook, most: int) -> Indices:
             left = np.arange(low, min(low + _AT_ONCE, ends[group + 1]))
             for one in leaders:
                 left = _led(one, left, leader, same)
-            while len(left) and len(leaders) < most:
+            while len(left) and len(leaders) < MOST_LEADERS:
                 leaders.append(int(left[0]))
                 left = _led(leaders[-1], left[1:], leader, same)
     return leader
@@ -83,15 +81,15 @@ def _led(one: int, left: Indices, leader: Indices, same: SameLook) -> Indices:
     return left[~alike]
 
 
-def link_near_hashes(batch: Batch, leader: Indices, same: SameLook, most: int) -> Pairs:
+def link_near_hashes(batch: Batch, leader: Indices, same: SameLook) -> Pairs:
     """Return links `[L, 3]` (two leaders, distance) where looks agree, for the batch's pairs of groups.
 
-    The first `most` leaders of a group are compared.
+    The first `MOST_LEADERS` leaders of a group are compared.
     """
     leads = np.flatnonzero(leader == np.arange(len(leader)))
     before = np.searchsorted(leads, batch.ends)
     nth = np.arange(len(leads)) - np.repeat(before[:-1], np.diff(before))
-    leads = leads[nth < most]
+    leads = leads[nth < MOST_LEADERS]
     ends = np.searchsorted(leads, batch.ends)
     a, b, bits = batch.pairs.T
     width = (ends[b + 1] - ends[b]).astype(np.int64)
@@ -104,12 +102,3 @@ def link_near_hashes(batch: Batch, leader: Indices, same: SameLook, most: int) -
         first, second = leads[ends[a[pair]] + row], leads[ends[b[pair]] + column]
         links.append(np.stack([first, second, bits[pair]], axis=1)[same(first, second)])
     return np.concatenate(links)
-
-
-def _same_caption_too(captions: npt.NDArray[np.uint64], look: SameLook) -> SameLook:
-    def same(first: Indices, second: Indices) -> npt.NDArray[np.bool_]:
-        alike = (captions[first] == captions[second]).all(axis=1)
-        alike[alike] = look(first[alike], second[alike])  # a picture may have many captions: few are looked at
-        return alike
-
-    return same

@@ -86,7 +86,10 @@ def _test_sets(sets: list[dict[str, Any]]) -> None:
     labels = endings([str(one["suite"]) for one in sets])
     share = {"overlap": lambda one: f"{one['with_copy'] / max(1, one['pictures'] - one['broken']):.2%}"}
     is_left = any("samples_left" in one for one in sets)
-    pictures = [("pictures", "pictures"), ("broken", "broken"), ("with a\ncopy", "with_copy"), ("overlap", "overlap")]
+    pictures = [
+        ("pictures", "pictures"), ("broken", "broken"), ("no hash", "unhashed"),
+        ("with a\ncopy", "with_copy"), ("overlap", "overlap"),
+    ]  # fmt: skip
     samples = [("samples", "samples"), ("by hash", "samples_by_hash"), ("by\nembedding", "samples_by_embedding")]
     if is_left:
         pictures.append(("with a\ncopy left", "with_copy_left"))
@@ -97,9 +100,13 @@ def _test_sets(sets: list[dict[str, Any]]) -> None:
         for heading, _ in columns:
             table.add_column(heading, justify="right", no_wrap=True)  # room that lacks is taken from the name
         for one, label in zip(sets, labels, strict=True):
-            counts = [share[name](one) if name in share else _number(one[name]) for _, name in columns]
+            counts = [share[name](one) if name in share else _counted(one, name) for _, name in columns]
             table.add_row(escape(label), *counts)
         console.print(table)
+
+
+def _counted(one: dict[str, Any], name: str) -> str:
+    return _number(one[name]) if name in one else ""  # totals of an earlier version have fewer counts
 
 
 def endings(paths: list[str]) -> list[str]:

@@ -10,7 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from dedup import spread
+from dedup.boilerplate import remove_boilerplate
 from dedup.caption_digests import caption_digests
+from dedup.choose import NOBODY, Removals
 from dedup.config import DedupConfig, SemanticConfig, TextConfig
 from dedup.run import dedup
 from dedup.signature import SignatureWriter, load
@@ -81,19 +83,39 @@ def test_a_picture_that_stood_for_one_with_a_caption_of_its_own_stays(tmp_path: 
     assert gone[sample_key(0, 7)]["kept_key"] == sample_key(0, 3)
 
 
+def test_the_commonest_caption_leads_its_kind() -> None:
+    """Two captions that are both like a third, which is the commonest, and not like each other: all are one kind."""
+    common = np.arange(128)
+    one, other = np.where(common < 90, common, common + 1000), np.where(common >= 38, common, common + 2000)
+    of_captions = np.stack([one, common, other]).astype(np.uint16)
+    caption = np.array([0, 1, 2, 1, 1])
+    found = remove_boilerplate(
+        Removals(
+            np.full(5, NOBODY), np.zeros(5, bool), np.zeros(5, np.int32), np.arange(5),
+            np.full(5, np.nan, np.float32), np.zeros(5, bool),
+        ),
+        np.repeat(caption[:, None], 2, axis=1).astype(np.uint64),
+        np.arange(5),
+        lambda samples: of_captions[caption[samples]],
+        TextConfig(cap=1, similarity=0.6),
+    )  # fmt: skip
+    assert found.kept.tolist() == [NOBODY, 0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("few", [spread.FEW_TASKS, 0])
 def test_digests_are_the_captions_own_wherever_they_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
     monkeypatch.setattr(spread, "FEW_TASKS", few)
-    rows = boilerplate()
+    captions = ("a red fox", "two pigs", "bears asleep", "that grin", "hearts of gold", "apple pie", "cars for sale")
+    rows = [row | {"caption": caption} for row, caption in zip(boilerplate(), captions, strict=True)]
     corpus = write_corpus(tmp_path, rows, 2)
     shards = committed(Folder(corpus) / RAW)
     for shard in shards:
         SignatureWriter(corpus).run(shard)
     samples = np.array([6, 0, 3, 2, 5])
     made = caption_digests(corpus, load(corpus, shards), samples, LOCAL)
-    np.testing.assert_array_equal(made, digests([str(rows[number]["caption"]) for number in samples]))
+    np.testing.assert_array_equal(made, digests([captions[number] for number in samples]))
 
 
 def test_an_empty_corpus_has_no_captions(tmp_path: Path) -> None:

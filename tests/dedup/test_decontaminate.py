@@ -110,7 +110,7 @@ def test_every_copy_of_a_test_picture_goes_and_nothing_else(tmp_path: Path) -> N
     assert totals["rows_in"] == 8 == totals["kept"] + totals["removed"]
     first, second = totals["test_sets"]
     assert first == {
-        "suite": animals, "pictures": 2, "broken": 0, "with_copy": 2, "with_copy_by_hash": 2,
+        "suite": animals, "pictures": 2, "broken": 0, "unhashed": 0, "with_copy": 2, "with_copy_by_hash": 2,
         "with_copy_by_embedding": 0, "samples": 5, "samples_by_hash": 5, "samples_by_embedding": 0,
     }  # fmt: skip
     assert (second["pictures"], second["with_copy"], second["samples"]) == (1, 0, 0)
@@ -159,6 +159,20 @@ def test_the_next_best_copy_stays_where_the_best_shows_a_test_picture(tmp_path: 
     assert totals["test_sets"][0]["samples_by_hash"] == 0
 
 
+def test_a_byte_copy_of_what_was_found_by_its_embedding_goes_for_nobody_that_goes(tmp_path: Path) -> None:
+    """The copy has no embedding, so it is not found itself; its double goes, so that it has to stay."""
+    rows = [row_of(encoded(picture(FOX)), caption) for caption in ("fox", "the same bytes")]
+    corpus = write_corpus(tmp_path / "corpus", rows, 2)
+    keys = [sample_key(0, 0), sample_key(0, 1)]
+    of_corpus = write_embeddings(tmp_path / "e" / "corpus.parquet", keys[:1], [[1, 0]])
+    suite = write_files(tmp_path / "suite", {"pig.png": encoded(picture(PIG))})
+    of_suite = write_embeddings(tmp_path / "s" / "suite.parquet", ["pig.png"], [[1, 0]])
+    config = asked(suite, embeddings=(of_suite,), corpus_embeddings=of_corpus, keep="first")
+    totals = dedup(corpus, config, LOCAL)
+    assert {key: row["method"] for key, row in removed(corpus).items()} == {keys[0]: "test_image"}
+    assert totals["kept"] == 1
+
+
 def test_the_cap_on_captions_counts_no_sample_that_has_gone(tmp_path: Path) -> None:
     rows = [row_of(encoded(picture(key, side)), "a picture to buy") for key, side in ((FOX, 192), (PIG, 128))]
     suite = write_files(tmp_path / "suite", {"fox.png": encoded(picture(FOX))})
@@ -170,9 +184,12 @@ def test_the_cap_on_captions_counts_no_sample_that_has_gone(tmp_path: Path) -> N
 def test_flat_pictures_match_by_their_bytes_alone(tmp_path: Path) -> None:
     flat = [Image.new("RGB", (64, 64), colour) for colour in ("#888888", "#898989")]
     corpus = write_corpus(tmp_path / "corpus", [row_of(encoded(image)) for image in flat], 8)
-    suite = write_files(tmp_path / "suite", {"grey.png": encoded(flat[1])})
-    dedup(corpus, asked(suite), LOCAL)
+    files = {"grey.png": encoded(flat[1]), "light.png": encoded(Image.new("RGB", (64, 64), "#eeeeee")), "torn.png": b""}
+    suite = write_files(tmp_path / "suite", files | {"fox.png": encoded(picture(FOX))})
+    (told,) = dedup(corpus, asked(suite), LOCAL)["test_sets"]
     assert list(removed(corpus)) == [sample_key(0, 1)]
+    assert (told["pictures"], told["broken"], told["unhashed"], told["with_copy"]) == (4, 1, 2, 1)
+    assert report_overlap(corpus, asked(suite, min_quality=0), LOCAL)["test_sets"][0]["unhashed"] == 0
 
 
 def test_the_second_look_keeps_what_only_hashes_alike(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def corpora(draw: st.DrawFn) -> Corpus:
             leader[sample] = leader[best]
     hashes = st.tuples(st.integers(0, 11), st.integers(0, 11)).filter(lambda pair: pair[0] < pair[1])
     near = draw(st.dictionaries(hashes, st.integers(1, 3), max_size=14))
-    return Corpus(each(6), each(1), each(11), place, leader, [(a, b, bits) for (a, b), bits in near.items()])
+    return Corpus(each(6), each(2), each(11), place, leader, [(a, b, bits) for (a, b), bits in near.items()])
 
 
 def plainly(corpus: Corpus) -> tuple[list[int], list[int], list[int]]:
@@ -118,6 +118,15 @@ def test_the_outcome_is_the_plain_one_however_it_is_cut(corpus: Corpus, most: in
     assert (found.kept.tolist(), found.distance.tolist(), found.component.tolist()) == plainly(corpus)
 
 
+def test_who_follows_one_that_goes_stays_where_it_does_not_look_like_the_one_that_stays() -> None:
+    """0 and 1 share a hash and look alike; 0 goes for the near 2, the best, which 1 does not look like."""
+    corpus = Corpus([1, 2, 0], [0, 0, 0], [0, 0, 1], [1, 2, 0], [0, 1, 2], [(0, 1, 5)])
+    found = corpus.in_batches(EVERYTHING)
+    assert found.kept.tolist() == [2, NOBODY, NOBODY]
+    assert found.distance.tolist() == [5, 0, 0]
+    assert found.component.tolist() == [0, 0, 0]
+
+
 @settings(max_examples=60, deadline=None)
 @given(corpus=corpora(), most=st.integers(1, 30))
 def test_a_batch_has_whole_components_and_no_more_samples_than_it_may_unless_it_is_one(
@@ -126,11 +135,21 @@ def test_a_batch_has_whole_components_and_no_more_samples_than_it_may_unless_it_
     batches = corpus.batches(most)
     cut: list[Batch] = list(batches)
     assert (len(batches), batches.samples) == (len(cut), sum(len(one.samples) for one in cut))
-    assert sum(len(one.pairs) for one in cut) == len(corpus.groups()[1])
     seen = [sample for one in cut for sample in one.samples.tolist()]
     assert len(seen) == len(set(seen))
-    whole = {hash: number for number, one in enumerate(cut) for hash in {corpus.hash[at] for at in one.samples}}
-    assert all(whole[a] == whole[b] for a, b, _ in corpus.pairs if a in whole and b in whole)
+    kinds = [(corpus.hash[one], corpus.caption[one]) for one, of in enumerate(corpus.leader) if of == one]
+    joined = [
+        ((a, caption), (b, caption))
+        for a, b, _ in corpus.pairs
+        for caption in range(3)
+        if (a, caption) in kinds and (b, caption) in kinds
+    ]
+    assert sum(len(one.pairs) for one in cut) == len(joined)
+    whole = {
+        (corpus.hash[at], corpus.caption[at]): number for number, one in enumerate(cut) for at in one.samples.tolist()
+    }
+    assert whole.keys() == {one for one in kinds if kinds.count(one) > 1} | {one for pair in joined for one in pair}
+    assert all(whole[one] == whole[other] for one, other in joined)
     for one in cut:
         assert len(one.samples) <= most or len(list(Batches(*_groups_of(one), one.place, None, 1))) == 1
 
@@ -165,17 +184,20 @@ def test_a_group_of_samples_that_all_look_alike_takes_a_look_each() -> None:
         return np.ones(len(first), bool)
 
     size = 50_000
-    batch = Batch(np.arange(size), np.array([0, size]), np.empty((0, 3), np.int64), np.arange(size), None)
+    batch = Batch(np.arange(size), np.array([0, size]), np.empty((0, 3), np.int64), np.arange(size))
     assert (settled(batch, look).kept[1:] == 0).all()
     assert looks == size - 1
 
 
-def test_a_hash_of_many_looks_costs_no_square_of_them() -> None:
+@pytest.mark.parametrize("unit", ["image", "pair"])
+def test_a_hash_of_many_looks_costs_no_square_of_them(unit: str) -> None:
     """3,000 pictures of one hash, each with a copy, no two others alike; and a near hash of as many."""
     count, compared = 3000, 0
     look = np.concatenate([np.repeat(np.arange(count), 2), np.repeat(np.arange(count), 2)])
-    ends = np.array([0, 2 * count, 4 * count])
-    batch = Batch(np.arange(4 * count), ends, np.array([[0, 1, 7]]), np.arange(4 * count), None)
+    everyone = np.arange(4 * count)
+    groups = HashGroups(np.zeros((2, 4), np.uint64), everyone, np.array([0, 2 * count, 4 * count]))
+    captions = np.ones((4 * count, 2), np.uint64) if unit == "pair" else None
+    (batch,) = Batches(groups, np.array([[0, 1, 7]]), everyone, captions, 1000)
 
     def same(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         nonlocal compared
@@ -188,3 +210,42 @@ def test_a_hash_of_many_looks_costs_no_square_of_them() -> None:
     assert (look[found.kept[gone]] == look[gone]).all()
     assert sorted(set(look[gone].tolist())) == list(range(links.MOST_LEADERS))
     assert len(gone) == 3 * links.MOST_LEADERS
+
+
+def test_captions_of_one_picture_that_all_differ_are_compared_with_nothing() -> None:
+    """A hash of 20,000 captions, near one of as many others: nothing may go, so nothing is looked at."""
+    count = 20_000
+    groups = HashGroups(np.zeros((2, 4), np.uint64), np.arange(2 * count), np.array([0, count, 2 * count]))
+    captions = np.repeat(np.arange(2 * count, dtype=np.uint64)[:, None], 2, axis=1)
+    batches = Batches(groups, np.array([[0, 1, 7]]), np.arange(2 * count), captions, 1000)
+    assert (len(batches), batches.samples, list(batches)) == (0, 0, [])
+
+
+def test_near_pictures_of_many_captions_take_a_look_a_caption() -> None:
+    """Two near hashes, each under the same 20,000 captions; the second has 5,000 of its own too."""
+    count, own = 20_000, 5_000
+    draw, looks = np.random.default_rng(0), 0
+    size = 2 * count + own
+    caption = np.concatenate([draw.permutation(count), draw.permutation(count + own)]).astype(np.uint64)
+    groups = HashGroups(np.zeros((2, 4), np.uint64), np.arange(size), np.array([0, count, size]))
+    captions = np.stack([np.zeros(size, np.uint64), caption], axis=1)
+    batches = Batches(groups, np.array([[0, 1, 7]]), np.arange(size), captions, 1000)
+
+    def look(first: np.ndarray, _: np.ndarray) -> np.ndarray:
+        nonlocal looks
+        looks += len(first)
+        return np.ones(len(first), bool)
+
+    parts = []
+    for batch in batches:
+        assert len(batch.samples) <= 1000
+        assert len(batch.pairs) * 2 == len(batch.samples)
+        parts.append(settled(batch, look))
+    assert len(parts) == 2 * count // 1000
+    assert looks == count
+    found = choose(np.arange(size), parts)
+    gone = np.flatnonzero(found.kept != NOBODY)
+    assert len(gone) == count
+    assert (gone >= count).all()
+    assert (caption[found.kept[gone]] == caption[gone]).all()
+    assert (found.distance[gone] == 7).all()

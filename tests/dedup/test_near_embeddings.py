@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from dedup.near_embeddings import remove_near
 from dedup.run import dedup
 from dedup.semantic import near_pairs
 from dedup.signature import load
+from dedup.spread import on_ray as spread_tasks
 from infra.cluster import ClusterConfig, session
 from infra.config import Config
 from infra.errors import UserError
@@ -74,6 +75,15 @@ def test_equal_embeddings_go_for_their_best_and_on_to_where_it_goes() -> None:
     found = remove_near(nobody_went(5), of(at_degrees(0, 10, 10, 60, 60)), np.array([0, 2, 1, 4, 3]), NEAR, LOCAL)
     assert found.kept.tolist() == [-1, 0, 0, 4, -1]
     assert found.cosine[3] == 1
+
+
+@pytest.mark.parametrize(("look_alike", "kept"), [(15, [-1, 0, 0, 0]), (100, [-1, 0, -1, 2])])
+def test_an_equal_embedding_goes_on_only_where_its_look_alikes_may(look_alike: float, kept: list[int]) -> None:
+    """2 equals 1, which goes for 0; 3 had gone for 2 by its look."""
+    before = nobody_went(4)
+    before.kept[3] = 2
+    found = remove_near(before, of(at_degrees(0, 10, 10, look_alike)), np.arange(4), NEAR, LOCAL)
+    assert found.kept.tolist() == kept
 
 
 def test_who_went_before_goes_on_if_it_is_near_and_holds_its_keeper_if_not() -> None:
@@ -157,10 +167,23 @@ def test_over_the_workers_of_a_cluster_the_outcome_is_the_same(monkeypatch: pyte
     )
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     place, config = draw.permutation(1000), SemanticConfig(threshold=0.93, clusters=20, neighbours=6)
+    clusters = close_embeddings.clusters_of(vectors, config, LOCAL)
+    links = close_embeddings.close_links(vectors, place, clusters, config, LOCAL)
     here = remove_near(nobody_went(1000), of(vectors), place, config, LOCAL)
     for name, value in (("FEW_VECTORS", 0), ("_VISITED_AT_ONCE", 300), ("ASSIGNED_AT_ONCE", 150)):
         monkeypatch.setattr(close_embeddings, name, value)
+    tasks: list[str] = []
+
+    def on_ray(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for task, found in spread_tasks(*arguments, **options):
+            tasks.append(str(task))
+            yield task, found
+
+    monkeypatch.setattr(close_embeddings, "on_ray", on_ray)
     with session(LOCAL):
+        assert close_embeddings.clusters_of(vectors, config, LOCAL).nearest.shape == clusters.nearest.shape
+        assert close_embeddings.close_links(vectors, place, clusters, config, LOCAL).count == links.count
+        assert sorted({task.split()[0] for task in tasks}) == ["clusters", "embeddings"]
         spread = remove_near(nobody_went(1000), of(vectors), place, config, LOCAL)
     assert 300 < (here.kept != NOBODY).sum() < 900
     assert spread.kept.tolist() == here.kept.tolist()

@@ -13,8 +13,8 @@ from pairmill import show
 
 FOLDERS = "/a/folder/with/quite/a/long/path/of/some/experiment"
 COUNTS = {
-    "pictures": 31_783, "broken": 31_773, "with_copy": 5, "samples": 1_234_567, "samples_by_hash": 1_200_000,
-    "samples_by_embedding": 34_567, "with_copy_left": 4, "samples_left": 23_456,
+    "pictures": 31_783, "broken": 31_773, "unhashed": 4_321, "with_copy": 5, "samples": 1_234_567,
+    "samples_by_hash": 1_200_000, "samples_by_embedding": 34_567, "with_copy_left": 4, "samples_left": 23_456,
 }  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def test_suites_are_told_apart_and_nothing_is_cut(
     sets: list[dict[str, Any]] = [{"suite": suite} | COUNTS for suite in suites]
     show.overlap({"corpus": "corpus", "samples": 2_000_000, "left": 5, "test_sets": sets})
     told = capsys.readouterr().out
-    for word in ("one/test", "two/test", " flickr30k ", "31,783", "50.00%", "1,234,567", "34,567", "23,456"):
+    for word in ("one/test", "two/test", " flickr30k ", "31,783", "4,321", "50.00%", "1,234,567", "34,567", "23,456"):
         assert word in told
     assert FOLDERS not in told
     assert "…" not in told
