@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from dedup.sidecars import columns_of
 from dedup.signature import Signatures
 from dedup.spread import few_or_on_ray
 from dedup.text import PERMUTATIONS, Digests, Indices, digests
@@ -37,7 +36,7 @@ class CaptionDigester:
 
     def run(self, task: _Task) -> Digests:
         """Return the digests of a shard's captions, `[n, 128]`; no caption is an empty one."""
-        rows = pq.read_table(io.BytesIO(self._raw.read(f"{task.shard}.parquet")), columns=["key", "caption"])
+        rows = columns_of(self._raw, task.shard, ("key", "caption"))
         found = dict(zip(rows["key"].to_pylist(), rows["caption"].to_pylist(), strict=True))
         return digests([found[key] or "" for key in task.keys])
 

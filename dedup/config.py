@@ -35,6 +35,7 @@ class SemanticConfig(Config):
         None,
         "folder of this machine, on a fast disk, where embeddings lie that memory is too small for: 2 bytes a number; "
         "by default memory holds them",
+        min_length=1,
     )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import io
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from shards.layout import EMBEDDED, SOURCE_KEY
 
 KEY, EMBEDDING = "key", "embedding"
 _SUFFIX = ".parquet"
-_NORMALISED_AT_ONCE = 65_536
+_NORMALISED_AT_ONCE, _READ_AT_ONCE = 65_536, 16_384
 
 
 @dataclass(frozen=True)
@@ -85,23 +85,22 @@ def load(
     has, first_file = np.zeros(len(keys), bool), names[0]
     for name in names:
         where = folder.path(name)
-        file_keys, part = _table(folder, name)
-        if vectors is None:
-            vectors, first_file = _zeros((len(keys), part.shape[1]), scratch), where
-        if part.shape[1] != vectors.shape[1]:
-            raise UserError(
-                f"{where}: embeddings of {part.shape[1]} numbers, {first_file} has {vectors.shape[1]}; embed all "
-                "samples with one model"
-            )
-        found = np.minimum(np.searchsorted(by_text, file_keys), max(0, len(keys) - 1))
-        known = np.flatnonzero(by_text[found] == file_keys) if len(keys) else np.empty(0, np.int64)
-        rows = order[found[known]]
-        _check_once(where, file_keys[known], rows, has)
-        has[rows] = True
-        for at in range(0, len(known), _NORMALISED_AT_ONCE):
-            some = slice(at, at + _NORMALISED_AT_ONCE)
-            vectors[rows[some]] = _unit(where, file_keys[known[some]], part[known[some]])
-    assert vectors is not None
+        for file_keys, part in _parts(folder, name):
+            if vectors is None:
+                vectors, first_file = _zeros((len(keys), part.shape[1]), scratch), where
+            if part.shape[1] != vectors.shape[1]:
+                raise UserError(
+                    f"{where}: embeddings of {part.shape[1]} numbers, {first_file} has {vectors.shape[1]}; embed all "
+                    "samples with one model"
+                )
+            found = np.minimum(np.searchsorted(by_text, file_keys), max(0, len(keys) - 1))
+            known = np.flatnonzero(by_text[found] == file_keys) if len(keys) else np.empty(0, np.int64)
+            rows = order[found[known]]
+            _check_once(where, file_keys[known], rows, has)
+            has[rows] = True
+            vectors[rows] = _unit(where, file_keys[known], part[known])
+    if vectors is None:  # files without a row
+        vectors = np.zeros((len(keys), 0), np.float16)
     _tell_missing(path, has, what, mend)
     return Embeddings(vectors, has)
 
@@ -136,21 +135,43 @@ def _files(path: str) -> tuple[Folder, list[str]]:
     return folder, names
 
 
-def _table(folder: Folder, name: str) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.floating]]:
-    """Return a file's keys `[n]` and embeddings `[n, D]`."""
+def check(path: str) -> None:
+    """Look whether there are embeddings at `path`, without reading any. Raises UserError as `load`."""
+    folder, names = _files(path)
+    for name in names:
+        with folder.open(name) as stream:
+            _opened(folder.path(name), stream)
+
+
+def _parts(folder: Folder, name: str) -> Iterator[tuple[npt.NDArray[np.str_], npt.NDArray[np.floating]]]:
+    """Yield a file's keys `[n]` and embeddings `[n, D]`, some thousands at a time."""
     where = folder.path(name)
+    with folder.open(name) as stream:
+        file, key = _opened(where, stream)
+        batches = file.iter_batches(_READ_AT_ONCE, columns=[key, EMBEDDING])
+        for batch in batches:
+            table = pa.Table.from_batches([batch])
+            if table[key].null_count:
+                raise UserError(f"{where}: a row without a key in the column '{key}'; give each embedding its sample's")
+            keys = np.asarray(table[key].to_pylist(), dtype=np.str_)
+            yield keys, _matrix(where, keys, table[EMBEDDING])
+
+
+def _opened(where: str, stream: IO[bytes]) -> tuple[pq.ParquetFile, str]:
+    """Return a file of embeddings, and which of its columns has the keys."""
     try:
-        table = pq.read_table(io.BytesIO(folder.read(name)))
+        file = pq.ParquetFile(stream)
     except pa.ArrowInvalid as error:
         raise UserError(f"{where}: no sound parquet file ({error}); remove it and embed again") from None
-    key = SOURCE_KEY if SOURCE_KEY in table.column_names else KEY
+    schema = file.schema_arrow
+    key = SOURCE_KEY if SOURCE_KEY in schema.names else KEY
     for column in (key, EMBEDDING):
-        if column not in table.column_names:
+        if column not in schema.names:
             raise UserError(f"{where}: no column '{column}'; a file of embeddings has '{KEY}' and '{EMBEDDING}'")
-    if table[key].null_count:
-        raise UserError(f"{where}: a row without a key in the column '{key}'; give each embedding its sample's")
-    keys = np.asarray([str(one) for one in table[key].to_pylist()], dtype=np.str_)
-    return keys, _matrix(where, keys, table[EMBEDDING])
+    kind = schema.field(key).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise UserError(f"{where}: the column '{key}' is {kind}; keys are text, as in raw/: '000120034'")
+    return file, key
 
 
 def _matrix(where: str, keys: npt.NDArray[np.str_], column: pa.ChunkedArray) -> npt.NDArray[np.floating]:

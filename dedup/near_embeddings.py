@@ -75,7 +75,7 @@ def _round(
     kept, cosines = before.kept.copy(), before.cosine.copy()
     by = settle(better[allowed], worse[allowed], -cosine[allowed], place, kept)
     gone = np.flatnonzero(by != NOBODY)
-    cosines[gone] = cosine[allowed][by[gone]]
+    cosines[gone] = embeddings.cosines(gone, kept[gone])  # to the last bit the same, whatever the blocks were
     follows = dependants.may_follow(followers, of) & (kept[of] == NOBODY)
     onward = kept[of] != NOBODY
     onward[onward] = dependants.may_follow(followers[onward], kept[of[onward]])

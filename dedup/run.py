@@ -15,9 +15,11 @@ from dedup import choose, outcome
 from dedup.batches import Batches
 from dedup.boilerplate import remove_boilerplate
 from dedup.caption_digests import caption_digests
+from dedup.clusters import load_faiss
 from dedup.config import DedupConfig
 from dedup.decontaminate import Overlap, find_overlap, hidden
 from dedup.embeddings import Embeddings
+from dedup.embeddings import check as check_embeddings
 from dedup.embeddings import load as load_embeddings
 from dedup.exact import same_body
 from dedup.links import settled
@@ -66,6 +68,8 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig, *, anew: boo
         manifest = Manifest.existing(folder)
         is_whole = not anew and manifest.is_done(DEDUP) and (folder / DEDUP).exists(REMOVED)
         suites = list_suites(() if is_whole else config.decontaminate.suites)
+        if not is_whole:
+            _check_embeddings(config)
         _begin(folder, manifest, config, anew)
         if is_whole:
             return manifest.totals(DEDUP)
@@ -93,6 +97,16 @@ def dedup(corpus: str, config: DedupConfig, cluster: ClusterConfig, *, anew: boo
     for reason, count in totals["by_reason"].items():
         metrics.rows().inc(count, tags={"stage": DEDUP, "status": Status.FILTERED.value, "reason": reason})
     return totals
+
+
+def _check_embeddings(config: DedupConfig) -> None:
+    """Tell of a mistyped path, or of a package that is not there, before anything is recorded or given up."""
+    asked = config.decontaminate
+    for path in (config.semantic.embeddings, asked.corpus_embeddings, *asked.embeddings):
+        if path:
+            check_embeddings(path)
+    if config.semantic.embeddings:
+        load_faiss()
 
 
 def _begin(folder: Folder, manifest: Manifest, config: DedupConfig, anew: bool) -> None:

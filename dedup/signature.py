@@ -16,7 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from dedup.sidecars import columns_of
 from infra.errors import RunError, UserError
+from infra.logs import log
 from infra.storage import Folder
 from shards.layout import DEDUP, RAW, SIGNATURES, SOURCE_KEY, Status
 from shards.pdq import pdq
@@ -74,17 +76,21 @@ class SignatureWriter:
 
         Raises:
             UserError: the sidecar does not have the column of the sources.
-            RunError: a picture cannot be decoded.
+            RunError: the sidecar is damaged, or a picture cannot be decoded.
         """
-        sidecar = pq.ParquetFile(io.BytesIO(self.raw.read(f"{shard}.parquet")))
-        there = set(sidecar.schema_arrow.names)
-        if self.source_column is not None and self.source_column not in there:
+        wanted = [*_COLUMNS, SOURCE_KEY, *_HASH, *([self.source_column] if self.source_column else [])]
+        sidecar = columns_of(self.raw, shard, wanted)
+        if self.source_column is not None and self.source_column not in sidecar.column_names:
             raise UserError(
                 f"source_column: {self.raw.path(shard)}.parquet has no column '{self.source_column}'; name one that "
                 "`plan` passed through"
             )
-        wanted = [*_COLUMNS, SOURCE_KEY, *_HASH, *([self.source_column] if self.source_column else [])]
-        table = signatures(sidecar.read(columns=[name for name in wanted if name in there]), self.source_column)
+        try:
+            table = signatures(sidecar, self.source_column)
+        except ValueError as error:
+            raise RunError(
+                f"{self.raw.path(shard)}.parquet: a hash is damaged ({error}); see `pairmill verify`"
+            ) from None
         table = self._hashed(shard, table)
         return table if self.source_column is None else _of_source(table, self.source_column)
 
@@ -225,8 +231,12 @@ def drop_signatures(corpus: Folder, shard: str, keys: Sequence[str]) -> None:
 
 def _of_shard(corpus: str, shard: str, source_column: str | None) -> pa.Table:
     folder, name = Folder(corpus) / DEDUP / SIGNATURES, f"{shard}.parquet"
-    table = pq.read_table(io.BytesIO(folder.read(name)))
-    if not _is_usable(table, source_column):
+    try:
+        table = pq.read_table(io.BytesIO(folder.read(name)))
+    except pa.ArrowInvalid as error:
+        log.warning("%s: damaged (%s); making it again", folder.path(name), " ".join(str(error).split()))
+        table = None
+    if table is None or not _is_usable(table, source_column):
         SignatureWriter(corpus, source_column).run(shard)
         table = pq.read_table(io.BytesIO(folder.read(name)))
     return table

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 
 from infra.cluster import ClusterConfig, run_bounded, session
-from infra.errors import RunError
+from infra.errors import RunError, UserError
 
 TaskT = TypeVar("TaskT", contravariant=True)
 
@@ -54,6 +54,7 @@ def on_ray(
 
     Raises:
         RunError: a task failed.
+        UserError: it did by a mistake of the user's.
     """
     count = len(tasks) if isinstance(tasks, Sized) else None
     if count == 0:
@@ -70,5 +71,5 @@ def on_ray(
         with closing(outcomes):
             for outcome in outcomes:
                 if outcome.error is not None:
-                    raise RunError(outcome.error)
+                    raise (UserError if outcome.mistake else RunError)(outcome.error)
                 yield outcome.task, outcome.value

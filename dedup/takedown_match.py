@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from infra.errors import RunError
+from dedup.sidecars import columns_of
 from infra.storage import Folder
 from shards.barred import Barred, Entry, Kind
 from shards.layout import (
@@ -88,7 +85,7 @@ class Matcher:
         folder = self.corpus / DEDUP / SIGNATURES
         if not folder.exists(f"{shard}.parquet"):
             return {}
-        table = _table(folder, shard, ("key", "phash"))
+        table = columns_of(folder, shard, ("key", "phash"))
         values = zip(table["key"].to_pylist(), table["phash"].to_pylist(), strict=True)
         return {key: phash.hex() for key, phash in values if phash is not None}
 
@@ -108,19 +105,9 @@ def samples(folder: Folder, shard: str) -> Iterator[dict[str, Any]]:
     Raises:
         RunError: the sidecar is missing or damaged.
     """
-    table = _table(folder, shard, COLUMNS)
+    table = columns_of(folder, shard, COLUMNS)
     for batch in table.filter(pc.equal(table["status"], Status.SUCCESS.value)).to_batches():
         yield from batch.to_pylist()
-
-
-def _table(folder: Folder, shard: str, columns: Sequence[str]) -> pa.Table:
-    name = f"{shard}.parquet"
-    try:
-        file = pq.ParquetFile(io.BytesIO(folder.read(name)))
-        return file.read(columns=[column for column in columns if column in file.schema_arrow.names])
-    except (FileNotFoundError, pa.ArrowException) as error:
-        problem = " ".join(str(error).split())
-        raise RunError(f"{folder.path(name)}: cannot be read ({problem}); see `pairmill verify {folder.url}`") from None
 
 
 def with_raw_keys(corpus: Folder, entries: Sequence[Entry], shards: Sequence[str]) -> list[Entry]:
@@ -131,7 +118,7 @@ def with_raw_keys(corpus: Folder, entries: Sequence[Entry], shards: Sequence[str
     wanted = {entry.value for entry in entries if entry.kind == Kind.FINAL}
     raw_of: dict[str, str] = {}
     for shard in sorted({shard_name(key_address(key)[0]) for key in wanted} & set(shards)):
-        rows = _table(corpus / FINAL, shard, ("key", SOURCE_KEY)).to_pylist()
+        rows = columns_of(corpus / FINAL, shard, ("key", SOURCE_KEY)).to_pylist()
         raw_of |= {row["key"]: row[SOURCE_KEY] for row in rows if row["key"] in wanted}
     return [
         Entry(Kind.KEY, raw_of[entry.value], shown=entry.shown)

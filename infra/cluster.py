@@ -137,13 +137,15 @@ TaskT = TypeVar("TaskT")
 class Outcome(Generic[TaskT]):
     """What became of one task: its `value`, or the `error` that it ended with (one line), never both.
 
-    `no_space` tells that the error is a full disk, on which no other task would fare better.
+    `no_space` tells that the error is a full disk, on which no other task would fare better; `mistake`, that it is one
+    of the user's (`UserError`).
     """
 
     task: TaskT
     value: Any = None
     error: str | None = None
     no_space: bool = False
+    mistake: bool = False
 
 
 @dataclass
@@ -263,7 +265,8 @@ def _outcome(attempt: _Attempt[TaskT], ref: Any) -> Outcome[TaskT]:
     try:
         return Outcome(attempt.task, value=ray.get(ref))
     except RayTaskError as error:
-        return Outcome(attempt.task, error=_one_line(error), no_space=isinstance(error.cause, NoSpaceError))
+        no_space, mistake = (isinstance(error.cause, kind) for kind in (NoSpaceError, UserError))
+        return Outcome(attempt.task, error=_one_line(error), no_space=no_space, mistake=mistake)
 
 
 def _reseat(

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dedup.embeddings import load
+from dedup import embeddings
+from dedup.embeddings import check, load
 from infra.errors import UserError
 from tests.mounts import needs_mount
 
@@ -50,7 +51,8 @@ def test_a_single_file_and_the_raw_key_of_a_final_sample(tmp_path: Path) -> None
 LOADED = """
 import json, resource, sys
 import numpy as np
-from dedup.embeddings import load
+from dedup import embeddings
+from dedup.embeddings import check, load
 from infra.errors import NoSpaceError, UserError
 
 folder, scratch, samples, spare_bytes = sys.argv[1], sys.argv[2] or None, int(sys.argv[3]), int(sys.argv[4])
@@ -135,6 +137,30 @@ def test_bad_embeddings_are_named(tmp_path: Path, keys: Any, vectors: Any, messa
         load(str(file), KEYS)
     assert "bad.parquet" in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_keys_that_are_no_text_are_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "numbers.parquet", [0, 2], [[1, 0], [0, 1]])
+    for look in (lambda: check(str(file)), lambda: load(str(file), KEYS)):
+        with pytest.raises(UserError, match=r"numbers.parquet: the column 'key' is int64; keys are text"):
+            look()
+
+
+def test_files_without_a_row_hold_no_embedding(tmp_path: Path) -> None:
+    file = write(tmp_path / "none.parquet", pa.array([], pa.string()), [], pa.list_(pa.float32(), 2))
+    with pytest.raises(UserError, match="no embedding of any of the 4 samples"):
+        load(str(file), KEYS)
+    assert not len(load(str(file), KEYS[:0]).vectors)
+
+
+def test_a_file_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "all.parquet", KEYS.tolist(), [[1, 0], [0, 1], [0, 2], [3, 0]])
+    whole = load(str(file), KEYS).vectors
+    monkeypatch.setattr(embeddings, "_READ_AT_ONCE", 3)
+    np.testing.assert_array_equal(load(str(file), KEYS).vectors, whole)
+    twice = write(tmp_path / "twice.parquet", [*KEYS.tolist(), KEYS[0]], [[1, 0], [0, 1], [0, 2], [3, 0], [1, 1]])
+    with pytest.raises(UserError, match="a second embedding of 000000000"):
+        load(str(twice), KEYS)
 
 
 def test_another_dimension_names_both_files(tmp_path: Path) -> None:
