@@ -33,9 +33,10 @@ from dedup.clusters import TRAINED_ON, Clusters, NearestCentroids, centroids
 from dedup.components import components
 from dedup.config import DedupConfig
 from dedup.confirm import thumbnail
+from dedup.detail import most_left, plane
 from dedup.hamming import BITS, all_pairs, chunks_for
 from dedup.links import settled
-from dedup.same_look import THUMBNAIL_PX, same
+from dedup.same_look import THUMBNAIL_PX, WHOLE, same
 from dedup.second_look import BATCH_SAMPLES
 from dedup.semantic import near_pairs
 from dedup.signature import caption_digest
@@ -137,13 +138,16 @@ def modelled_s(size: int, distance: int) -> float:
 
 
 def of_second_look(samples: int, near: float, measured: int, picture: bytes) -> Cost:
-    """Thumbnails made and compared in batches by the workers; the driver groups equal hashes and cuts the batches.
+    """Thumbnails and detail are made and compared by the workers; the driver groups equal hashes and cuts batches.
 
     Near samples are taken to come in twos, whose hashes differ; most are copies, and alike at first sight.
     """
     pixels = np.repeat(thumbnail(picture)[None], 2000, axis=0)
     made = cpu_s(lambda: [thumbnail(picture) for _ in range(DECODED)]) / DECODED
     compared = cpu_s(lambda: same(pixels, pixels, DedupConfig().confirm_difference)) / len(pixels)
+    whole, nowhere = plane(picture), np.zeros(4, np.float32)
+    detailed = cpu_s(lambda: [plane(picture) for _ in range(DECODED)]) / DECODED
+    detailed += cpu_s(lambda: [most_left(whole, whole, WHOLE, nowhere) for _ in range(DECODED)]) / DECODED / 2
     everyone, twos = np.arange(measured), round(near / samples * measured / 2)
     hashes = np.random.default_rng(SEED).integers(0, 2**64, (measured, 4), dtype=np.uint64)
     made_groups: list[HashGroups] = []
@@ -155,7 +159,7 @@ def of_second_look(samples: int, near: float, measured: int, picture: bytes) -> 
     cutting = cpu_s(lambda: batches.extend(Batches(groups, pairs, everyone, None, BATCH_SAMPLES)))
     deciding = cpu_s(lambda: [settled(batch) for batch in batches]) / (2 * twos)
     return Cost(
-        (made + compared / 2 + deciding) * near, (grouping + cutting) * sorts(measured, samples),
+        (made + compared / 2 + detailed + deciding) * near, (grouping + cutting) * sorts(measured, samples),
         driver_bytes=GROUP_BYTES * samples + PAIR_BYTES * near / 2,
         worker_bytes=BATCH_SAMPLES * THUMBNAIL_PX**2 * 3, handed_out_bytes=TASK_BYTES * near,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import itertools
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -45,10 +46,10 @@ Grey = npt.NDArray[np.float32]
 def plane(data: bytes) -> Plane:
     """Return an encoded picture in grey, squeezed to a square: `[256, 256]`, `[128, 128]` or `[64, 64]`."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        image.draft("RGB", (DETAIL_PX, DETAIL_PX))
+        image.draft("L", (DETAIL_PX, DETAIL_PX))
         sizes = (DETAIL_PX, DETAIL_PX // 2)
         side = next((side for side in sizes if min(image.size) >= _ROOM * side), LEAST_PX)
-        grey = image.convert("RGB").convert("L")
+        grey = image if image.mode == "L" else image.convert("RGB").convert("L")
         return np.asarray(grey.resize((side, side), Image.Resampling.BILINEAR))
 
 
@@ -67,7 +68,7 @@ def most_left(one: Plane, other: Plane, way: int, part: npt.NDArray[np.float32])
     first, second = (_blurred(_shrunk(whole, side)) for whole in (first, second))
     is_cropped = way in (FIRST_CROPPED, SECOND_CROPPED)
     tries = _shifted(first) if is_cropped else [first]
-    left = np.min([_left(*pair) for moved in tries for pair in ((moved, second), (second, moved))], axis=0)
+    left = np.min([_left(moved, second) for moved in tries], axis=0)
     if way == LABELLED:
         left[_touched(part)] = 0
     return float(left.max())
@@ -82,16 +83,13 @@ def _cut(whole: Plane, part: npt.NDArray[np.float32]) -> Grey:
 
 
 def _shrunk(whole: Grey, side: int) -> Grey:
-    """Return a plane of so many pixels a side, a whole number of times fewer."""
-    times = len(whole) // side
-    return np.asarray(whole.reshape(side, times, side, times).mean(axis=(1, 3)))
+    """Return a plane of so many pixels a side, each the mean of those that it stands for."""
+    return np.asarray(cv2.resize(whole, (side, side), interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _blurred(whole: Grey) -> Grey:
     """Return a plane without what hinges on the kernel that it was made smaller with."""
-    wide = np.pad(whole, 1, mode="edge")
-    across = wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:]
-    return np.asarray((across[:-2] + 2 * across[1:-1] + across[2:]) / 16)
+    return np.asarray(cv2.GaussianBlur(whole, (3, 3), 0, borderType=cv2.BORDER_REPLICATE), np.float32)
 
 
 def _shifted(whole: Grey) -> list[Grey]:
@@ -101,19 +99,19 @@ def _shifted(whole: Grey) -> list[Grey]:
 
 
 def _left(one: Grey, other: Grey) -> npt.NDArray[np.float32]:
-    """Return what is left of each block once `one` has the brightness and contrast of `other`, `[BLOCKS * BLOCKS]`."""
-    mine, theirs = (_blocks(side) for side in (one, other))
-    power = np.einsum("bp,bp->b", mine, mine)
-    gain = (np.einsum("bp,bp->b", mine, theirs) / np.maximum(power, 1e-3)).clip(*_GAIN)
-    contrast = np.maximum(mine.std(axis=1), theirs.std(axis=1))
-    return np.asarray((theirs - gain[:, None] * mine).std(axis=1) / (_NOISE + contrast))
+    """Return what is left of each block once one has the brightness and contrast of the other, `[BLOCKS * BLOCKS]`.
 
-
-def _blocks(whole: Grey) -> Grey:
-    """Return a plane's blocks, `[BLOCKS * BLOCKS, pixels]`, each with a mean of 0."""
-    side = len(whole) // BLOCKS
-    blocks = whole.reshape(BLOCKS, side, BLOCKS, side).transpose(0, 2, 1, 3).reshape(BLOCKS * BLOCKS, side * side)
-    return blocks - blocks.mean(axis=1, keepdims=True)
+    The less of the two is taken: a picture that was made so bright that it lost contrast does not bring it back.
+    """
+    mine, theirs = (_shrunk(side, BLOCKS) for side in (one, other))
+    powers = [_shrunk(one * one, BLOCKS) - mine * mine, _shrunk(other * other, BLOCKS) - theirs * theirs]
+    common = _shrunk(one * other, BLOCKS) - mine * theirs
+    left = []
+    for power, wanted in (powers, powers[::-1]):
+        gain = (common / np.maximum(power, 1e-3)).clip(*_GAIN)
+        left.append(wanted - 2 * gain * common + gain**2 * power)
+    contrast = np.sqrt(np.maximum(*powers).clip(0))
+    return np.asarray(np.sqrt(np.minimum(*left).clip(0)) / (_NOISE + contrast)).ravel()
 
 
 def _touched(part: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
