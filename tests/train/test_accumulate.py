@@ -16,6 +16,7 @@ from train.config import RunConfig
 from train.gradients import clip_gradients
 from train.model import DualEncoder, Features, ModelConfig, TextConfig, VisionConfig, create_model
 from train.objectives import create_objective
+from train.objectives.clip import ClipObjective
 from train.parallel import ParallelConfig
 from train.state import TrainingState
 from train.statistics import check_groups
@@ -74,6 +75,24 @@ def test_dropout_is_the_same_both_times() -> None:
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=0, atol=1e-12)
     assert torch.equal(torch.get_rng_state(), after), "the next step draws on where one graph would have left off"
+
+
+def test_the_next_step_draws_on_after_the_objective() -> None:
+    """What the objective has drawn, after the towers' first pass, is not drawn again."""
+    after = []
+
+    class Drawing(ClipObjective):
+        def __call__(self, features: Features, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            found = super().__call__(features._replace(image=F.dropout(features.image, 0.1)), tokens)
+            after.append(torch.get_rng_state())
+            return found
+
+    torch.manual_seed(0)
+    state = state_of(create_model(sizes(), 20).double(), MICRO)
+    state.objective = Drawing()
+    forward_backward(state, *batch())
+    assert len(after) == 1
+    assert torch.equal(torch.get_rng_state(), after[0])
 
 
 @pytest.mark.parametrize("micro_batch", [MICRO, 6])

@@ -133,6 +133,18 @@ def test_a_resume_leaves_each_bad_step_once(tmp_path: Path, make_config: MakeCon
     assert [(line["step"], line["averaged_steps"]) for line in log] == [(4, 1), (8, 4)]
 
 
+def test_a_resumed_run_judges_as_before(tmp_path: Path, make_config: MakeConfig) -> None:
+    """How many were dropped, how many in a row, and the running mean, are the checkpoint's."""
+    config = make_config(optim={"on_bad_step": "skip", "spike": 3.0})
+    state = built(config, tmp_path)
+    state.guard.dropped, state.guard.in_a_row, state.guard.seen, state.guard.mean_loss = 5, 2, 40, 1.5
+    with checkpoint.Saver(state, tmp_path) as saver:
+        saver.save()
+    guard = resumed(build(config, tmp_path), tmp_path).guard
+    assert (guard.dropped, guard.in_a_row, guard.seen, guard.mean_loss) == (5, 2, 40, 1.5)
+    assert "times its running mean" in guard.fault(4.6, 1.0)
+
+
 def test_the_running_mean(tmp_path: Path) -> None:
     """Of the first steps all count alike; a leap does not move it; it is gone on with."""
     guard = StepGuard(OptimConfig(spike=2.0), tmp_path)

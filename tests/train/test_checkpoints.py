@@ -25,7 +25,7 @@ from train.checkpoint.retention import kept
 from train.config import RunConfig
 from train.evaluate.run import load_model
 from train.launch import prepare
-from train.loop import fit, resumed, train_step
+from train.loop import fit, resumed
 from train.state import TrainingState, build
 
 MakeConfig = Callable[..., RunConfig]
@@ -66,26 +66,6 @@ def test_its_files_are_what_anyone_can_read(done: Path) -> None:
     assert (state["data"]["epoch"], state["data"]["step"]) == (2, 0)
     assert state["metrics"]["step"] == 12
     assert set(checkpoint.load(newest, ["model"])) & {"model", "average", "optimizer"} == {"model"}
-
-
-def test_what_is_written_is_the_moment_of_the_save(tmp_path: Path, make_config: MakeConfig) -> None:
-    """Training goes on while it is copied and written; nothing of later steps gets in, a second waits for the first."""
-    config = make_config(checkpoint={"every": "100 steps", "keep": 9})
-    prepare(config, tmp_path, 1)
-    state = build(config, tmp_path)
-    batches = iter(state.data)
-    expected = {}
-    with checkpoint.Saver(state, tmp_path) as saver:
-        for _ in range(4):
-            train_step(state, next(batches))
-            expected[state.step] = {name: value.clone() for name, value in state.tensors().items()}
-            saver.save()
-    batches.close()  # type: ignore[attr-defined]
-    assert steps(tmp_path / "checkpoints") == [1, 2, 3, 4]
-    for one in checkpoint.saved(tmp_path / "checkpoints"):
-        there = load_file(Path(one.path) / "rank-00000.safetensors")
-        for name, value in expected[one.step].items():
-            assert torch.equal(there[name], value), (one.step, name)
 
 
 def test_a_clock_may_ask_for_it(tmp_path: Path, make_config: MakeConfig) -> None:

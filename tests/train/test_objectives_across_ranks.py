@@ -14,8 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from train.model import Features
+from train.model import Features, create_model
 from train.objectives import create_objective
+from train.objectives.captioning import CaptioningObjective
 from train.objectives.gather import every_rank
 from train.parallel import mean_over_ranks, rank, world_size
 
@@ -87,6 +88,42 @@ def test_a_number_that_is_none_reaches_every_rank(ranks: dict[str, list[Tensor]]
     assert ranks["not a number"][0].isnan().all()
 
 
+def test_captions_of_unequal_length_count_as_in_one_process(ranks: dict[str, list[Tensor]]) -> None:
+    """The ranks' shares of the captions' loss and of its gradient have the mean of all tokens as their mean."""
+    for found, expected in zip(ranks["captions"], captioned(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+        assert expected.abs().max() > 0
+
+
+def captioned() -> list[Tensor]:
+    """Predict captions of this rank's part of a fixed batch, whose first texts are the shortest.
+
+    Returns:
+        The mean over ranks of the loss, the gradient of the image states of all, and the number of tokens of all.
+    """
+    torch.manual_seed(0)
+    model = create_model("ViT-nano", 30)
+    objective = CaptioningObjective(decoder_width=16, decoder_heads=2)
+    objective.build(model)
+    objective.double()
+    states = torch.randn(BATCH, 5, model.visual.state_width, dtype=torch.float64)
+    tokens = torch.randint(1, 29, (BATCH, model.context_length))
+    for number, text in enumerate(tokens):
+        end = 2 + number // 2
+        text[end], text[end + 1 :] = 29, 0
+    local = BATCH // world_size()
+    mine = slice(rank() * local, (rank() + 1) * local)
+    own = states[mine].requires_grad_()
+    denominator = objective.denominator(tokens[mine])
+    none = torch.zeros(())
+    loss, numbers = objective.of_samples(Features(none, none, none, image_states=own), tokens[mine], denominator)
+    loss.backward()
+    assert own.grad is not None
+    means = mean_over_ranks([loss.item(), numbers["caption_loss"].item()])
+    count = denominator * world_size()
+    return [torch.tensor(means, dtype=torch.float64), every_rank(own.grad) / world_size(), count]
+
+
 def not_a_number() -> list[Tensor]:
     """Every rank's tiled losses where the last rank has one bad text."""
     losses = []
@@ -103,7 +140,7 @@ if __name__ == "__main__":
     folder, world, number = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=world)
-    found = {case: measured(case) for case in CASES} | {"not a number": not_a_number()}
+    found = {case: measured(case) for case in CASES} | {"not a number": not_a_number(), "captions": captioned()}
     if number == 0:
         torch.save(found, folder / "found")
     dist.barrier()
