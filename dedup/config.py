@@ -135,7 +135,7 @@ class DedupConfig(Config):
         ge=0,
         le=ANY,
         description="most that may differ in the worst block of two pictures of 256 pixels a side, in shares of its "
-        "contrast, that still are the same picture; other writing makes 0.26 and more; 2: anything may differ",
+        "contrast, that still are the same picture; other writing makes 0.2 to 0.8; 2: anything may differ",
     )
     keep: Keep = Field(
         "resolution",
