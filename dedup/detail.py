@@ -6,8 +6,8 @@ that contrast. Another size, format or colour leaves less than a fifth of it whe
 leaves a fifth and more, nearly always a quarter.
 
 Measured on 451 pictures (emoji, clip art, photographs, forms, pages of text), each copied in seven ways: 0.19 at most;
-and on some 700 pairs of forms, pages, posts and series that differ in writing alone, and look the same in small: 0.26 at
-least in one font, 0.20 in another, where 5 of 435 pairs of forms lie below 0.23 (`benchmarks/planted_copies.py`).
+and on some 700 pairs of forms, pages, posts and series that differ in writing alone, and look the same in small: 0.26
+at least in one font, 0.20 in another, where 5 of 435 pairs of forms lie below 0.23 (`benchmarks/planted_copies.py`).
 """
 
 from __future__ import annotations
