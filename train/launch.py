@@ -26,6 +26,7 @@ from train.models import sizes_of
 from train.objectives import check_needs, create_objective
 from train.ranks import Ranks
 from train.sinks.jsonl import LOG_NAME
+from train.statistics import smallest_grid
 from train.tokenizer import TOKENIZER_NAME, create_tokenizer
 from train.worker import CONFIG_NAME, RESULT_NAME, run_rank
 from train.writable import check_checkpoint_folder
@@ -168,15 +169,30 @@ def _check_length(config: RunConfig, steps_per_epoch: int) -> None:
 
 
 def check_groups(config: RunConfig, world_size: int) -> None:
-    """Raise UserError where groups of a batch's statistics would be cut by the ranks' shares of it."""
+    """Raise UserError where ranks' shares of a batch would cut groups of its statistics, or leave one value to take."""
     model = sizes_of(config.model)
     group = model.vision.statistics_group or model.statistics_group
+    option = "model.vision.statistics_group" if model.vision.statistics_group else "model.statistics_group"
     local = config.data.global_batch_size // world_size
     if group and local % group:
         raise UserError(
-            f"model.vision.statistics_group: {group} samples do not divide a rank's {local} "
+            f"{option}: {group} samples do not divide a rank's {local} "
             f"(batch {config.data.global_batch_size} over {world_size}); take a divisor of {local}"
         )
+    if (group or local) == 1 and _is_one_value_normalised(config):
+        whole = f"{config.data.global_batch_size} samples over {world_size} ranks are 1 for each"
+        where, mend = (
+            (option, "take 2 or more") if local > 1 else ("data.global_batch_size", f"{whole}: take fewer ranks")
+        )
+        raise UserError(
+            f"{where}: the image tower ends at one value a channel of a picture, and 1 sample has no spread; {mend}"
+        )
+
+
+def _is_one_value_normalised(config: RunConfig) -> bool:
+    model = create_model(config.model, device="meta")
+    side = model.image_size or config.data.early_image_size or config.data.image_size
+    return smallest_grid(model.visual, side) == 1
 
 
 def _check_sides(config: RunConfig) -> None:

@@ -60,6 +60,39 @@ def test_a_length_is_one_step_at_least(tmp_path: Path, make_config: MakeConfig, 
         prepare(make_config(length=length), tmp_path / "run", 1)
 
 
+TOWER = {"widths": [4, 8], "depths": [1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("tables", "nproc", "message"),
+    [
+        ({"vision": {**TOWER, "statistics_group": 1}}, 1, r"^model\.vision\.statistics_group: .*; take 2 or more$"),
+        ({"name": "RN-nano", "statistics_group": 1}, 1, r"^model\.statistics_group: .*; take 2 or more$"),
+        ({"vision": TOWER}, 16, r"^data\.global_batch_size: .*; 16 samples over 16 ranks .*: take fewer ranks$"),
+    ],
+)
+def test_statistics_of_one_value_are_refused(
+    tmp_path: Path, make_config: MakeConfig, tables: dict[str, Any], nproc: int, message: str
+) -> None:
+    side = 32 if "name" in tables else 16
+    with pytest.raises(UserError, match=message) as caught:
+        prepare(make_config(data={"image_size": side}, model=tables), tmp_path / "run", nproc)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"vision": {**TOWER, "statistics_group": 1, "pool_grid": 2}},
+        {"vision": {}, "vit": {"image_size": 16, "patch_size": 4, "width": 16, "layers": 1, "heads": 2}},
+    ],
+)
+def test_statistics_of_one_sample_may_be_of_many_values(
+    tmp_path: Path, make_config: MakeConfig, tables: dict[str, Any]
+) -> None:
+    prepare(make_config(model=tables), tmp_path / "run", 16)
+
+
 @pytest.mark.parametrize("place", ["a file", "below a file", "not to be written to"])
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("mine")
