@@ -6,7 +6,9 @@ have done in the time. What activation checkpointing computes again does not cou
 
 from __future__ import annotations
 
+import math
 import re
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
@@ -70,6 +72,36 @@ def card_peak(name: str, dtype: torch.dtype) -> float:
             return peak.bfloat16 if dtype in (torch.bfloat16, torch.float16) else peak.float32
     log.warning("log.peak_flops: no peak of %s is known, so lines have no mfu; set it from the card's data sheet", name)
     return 0.0
+
+
+class FlopsBySize:
+    """`flops_a_sample` at any size of a batch, from three counts for each side of the pictures.
+
+    In the length L of texts the cost is a + b L + c L^2: attention is quadratic, all else is linear, and where texts
+    are put back to the whole context b and c are 0. So the first three lengths are counted, which takes seconds for a
+    large model, and the others follow from them exactly.
+
+    Args:
+        config: the run.
+        vocabulary: size of the tokenizer's.
+    """
+
+    def __init__(self, config: RunConfig, vocabulary: int) -> None:
+        self.config, self.vocabulary = config, vocabulary
+        self._counted: dict[int, dict[int, Fraction]] = {}
+
+    def __call__(self, side: int, length: int) -> float:
+        """Return the operations of one sample, its picture `side` pixels a side, its text `length` tokens."""
+        counted = self._counted.setdefault(side, {})
+        if length not in counted and len(counted) < 3:
+            counted[length] = Fraction(flops_a_sample(self.config, self.vocabulary, side, length))
+        if length in counted:
+            return float(counted[length])
+        value = Fraction(0)  # Lagrange's polynomial through the three
+        for at, count in counted.items():
+            others = [other for other in counted if other != at]
+            value += count * math.prod(Fraction(length - other, at - other) for other in others)
+        return float(value)
 
 
 def flops_a_sample(config: RunConfig, vocabulary: int, side: int, length: int) -> float:

@@ -24,8 +24,11 @@ from train.length import in_samples
 from train.model import check_image_size, create_model
 from train.models import sizes_of
 from train.objectives import check_needs, create_objective
+from train.objectives.captioning import CaptioningObjective
+from train.objectives.clip import MAX_LOGIT_SCALE, ClipObjective
 from train.ranks import Ranks
 from train.sinks.jsonl import LOG_NAME
+from train.statistics import smallest_grid
 from train.tokenizer import TOKENIZER_NAME, create_tokenizer
 from train.worker import CONFIG_NAME, RESULT_NAME, run_rank
 from train.writable import check_checkpoint_folder
@@ -128,6 +131,9 @@ def prepare(config: RunConfig, run: Path, world_size: int, *, may_change: bool =
         raise UserError(f"model.weights: {config.model.weights}: no such file of weights; name one, or leave it out")
     check_groups(config, world_size)
     check_needs(config.objective.name, create_objective(**config.objective.model_dump()), config.model)
+    if before is None or differences(essence(before), essence(config)):  # a run that was begun may go on as it did
+        _check_temperature(config)
+        _check_schedule(config, stream.steps_per_epoch)
     suite = config.evaluate.suite
     if suite:
         # Its pictures were all decoded at the run's first start.
@@ -167,16 +173,60 @@ def _check_length(config: RunConfig, steps_per_epoch: int) -> None:
         raise UserError(f"length: {config.length!r} is less than one step of {batch} samples; give '1 steps' or more")
 
 
+def _check_temperature(config: RunConfig) -> None:
+    objective, least = create_objective(**config.objective.model_dump()), 1 / MAX_LOGIT_SCALE
+    given = sizes_of(config.model).temperature
+    if isinstance(objective, ClipObjective | CaptioningObjective) and given < least:
+        raise UserError(
+            f"model.temperature: {given}, but {config.objective.name!r} keeps it at {least} or more; "
+            f"take {least} or a larger one"
+        )
+
+
+def _check_schedule(config: RunConfig, steps_per_epoch: int) -> None:
+    batch, optim = config.data.global_batch_size, config.optim
+    epoch = steps_per_epoch * batch
+    total = in_samples(config.length, batch=batch, epoch=epoch)
+    warmup, decay = (
+        in_samples(length, batch=batch, epoch=epoch, whole=total) for length in (optim.warmup, optim.decay)
+    )
+    if optim.schedule == "wsd" and warmup + decay > total + 1:  # two shares may each be rounded up
+        raise UserError(
+            f"optim.decay: {optim.decay!r}, with optim.warmup {optim.warmup!r}, is longer than the run "
+            f"({config.length!r}); shorten one of them"
+        )
+    if warmup > total:
+        log.warning(
+            "optim.warmup: %r is longer than the run (%r), so it never reaches its learning rate; shorten it",
+            optim.warmup, config.length,
+        )  # fmt: skip
+
+
 def check_groups(config: RunConfig, world_size: int) -> None:
-    """Raise UserError where groups of a batch's statistics would be cut by the ranks' shares of it."""
+    """Raise UserError where ranks' shares of a batch would cut groups of its statistics, or leave one value to take."""
     model = sizes_of(config.model)
     group = model.vision.statistics_group or model.statistics_group
+    option = "model.vision.statistics_group" if model.vision.statistics_group else "model.statistics_group"
     local = config.data.global_batch_size // world_size
     if group and local % group:
         raise UserError(
-            f"model.vision.statistics_group: {group} samples do not divide a rank's {local} "
+            f"{option}: {group} samples do not divide a rank's {local} "
             f"(batch {config.data.global_batch_size} over {world_size}); take a divisor of {local}"
         )
+    if (group or local) == 1 and _is_one_value_normalised(config):
+        whole = f"{config.data.global_batch_size} samples over {world_size} ranks are 1 for each"
+        where, mend = (
+            (option, "take 2 or more") if local > 1 else ("data.global_batch_size", f"{whole}: take fewer ranks")
+        )
+        raise UserError(
+            f"{where}: the image tower ends at one value a channel of a picture, and 1 sample has no spread; {mend}"
+        )
+
+
+def _is_one_value_normalised(config: RunConfig) -> bool:
+    model = create_model(config.model, device="meta")
+    side = model.image_size or config.data.early_image_size or config.data.image_size
+    return smallest_grid(model.visual, side) == 1
 
 
 def _check_sides(config: RunConfig) -> None:

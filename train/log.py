@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from infra.logs import Meter, log
 from train.clock import TrainingClock
-from train.flops import flops_a_sample, peak_flops
+from train.flops import FlopsBySize, peak_flops
 from train.parallel import gather_states, mean_over_ranks, rank, world_size
 from train.sinks import open_sinks
 from train.state import TrainingState
@@ -31,6 +32,7 @@ class TrainingLog:
 
     Attributes:
         clock: tells training from measuring.
+        shape: side of the pictures (pixels) and length of the texts (tokens) of the step that is taken in next.
 
     Raises:
         UserError: something that lines are to go to is not installed.
@@ -43,7 +45,7 @@ class TrainingLog:
         self._sinks = open_sinks(state.config, folder, state.step) if rank() == 0 else []
         self._peak = peak_flops(state.device, state.dtype, state.config.log.peak_flops) if rank() == 0 else 0.0
         self.clock = TrainingClock()
-        self._flops: dict[tuple[int, int], float] = {}
+        self._flops = FlopsBySize(state.config, state.data.tokenizer.vocabulary)
         self._begin()
 
     def __enter__(self) -> TrainingLog:
@@ -63,6 +65,7 @@ class TrainingLog:
         for name, value in numbers.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._steps += 1
+        self._shapes[self.shape] += 1
         self._taken += bool(numbers)
         self.meter.advance(self.state.config.data.global_batch_size)
         if self.state.step % self.every == 0 or self.state.samples >= self.state.total:
@@ -76,6 +79,7 @@ class TrainingLog:
     def _begin(self) -> None:
         self._sums: dict[str, float] = {}
         self._steps = self._taken = 0
+        self._shapes: Counter[tuple[int, int]] = Counter()
         self._waited_s = self.state.data.waited_s
 
     def _write(self, pause_s: float) -> None:
@@ -116,10 +120,8 @@ class TrainingLog:
         """Return `mfu` at so many samples a second of a device; nothing where its peak is not known."""
         if not self._peak or not all(self.shape):
             return {}
-        if self.shape not in self._flops:
-            vocabulary = self.state.data.tokenizer.vocabulary
-            self._flops[self.shape] = flops_a_sample(self.state.config, vocabulary, *self.shape)
-        return {"mfu": speed * self._flops[self.shape] / self._peak}
+        needed = sum(steps * self._flops(*shape) for shape, steps in self._shapes.items())
+        return {"mfu": speed * needed / self._steps / self._peak}
 
     def _named_skipped(self, total: int) -> int:
         """Name the first of so many samples that others stood in for on all ranks since the last line."""

@@ -125,6 +125,8 @@ def sizes_of(config: str | ModelConfig) -> ModelConfig:
         )
     known = MODELS[given.name]
     changes = {option: getattr(given, option) for option in RUN_OPTIONS if option in given.model_fields_set}
+    if given.patch_dropout and known.vit is None:
+        raise UserError(f"model.patch_dropout: for vision transformers alone, {given.name!r} is none; set it to 0")
     sizes = {name: getattr(known, name) for name in known.model_fields_set}
     return parse(sizes | changes, ModelConfig, source=f"model {given.name}")
 

@@ -94,3 +94,23 @@ def check_groups(model: nn.Module, micro_batch: int, batch: int) -> None:
                 f"tower takes its statistics; take a multiple of {group}, or set the model's statistics_group to a "
                 f"divisor of {micro_batch}"
             )
+
+
+def smallest_grid(tower: nn.Module, side: int) -> int:
+    """Return the fewest values of one picture that a channel's batch statistics are taken over; 0 without any.
+
+    Args:
+        tower: an image tower on the meta device, where nothing is computed.
+        side: of the pictures, pixels.
+    """
+    grids: list[int] = []
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        grids.append(inputs[0].shape[2:].numel())
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in batch_norms(tower)]
+    with torch.no_grad():
+        tower.eval()(torch.empty(1, 3, side, side, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return min(grids, default=0)

@@ -43,14 +43,19 @@ def log_lines(run: Folder) -> list[dict[str, Any]]:
 
 
 def curves(lines: list[dict[str, Any]]) -> tuple[list[Chart], list[Chart]]:
-    """Return the large charts, loss and accuracy, and the small ones; those without a figure are left out."""
+    """Return the large charts, loss, accuracy and recalls, and the small ones; those without a figure are left out."""
     accuracy = [
         ("in batch", KEPT, _points(lines, "accuracy")),
         ("zero-shot", SECOND, _points(lines, "zero_shot")),
     ]
+    recalls = [
+        ("image to text", KEPT, _points(lines, "image_to_text_recall@1")),
+        ("text to image", SECOND, _points(lines, "text_to_image_recall@1")),
+    ]
     large = (
         charts.lines("Loss", [("loss", KEPT, _points(lines, "loss"))], number, _count, "samples", from_zero=False),
         charts.lines("Accuracy" if accuracy[1][2] else "Accuracy in the batch", accuracy, percent, _count, "samples"),
+        charts.lines("Recall at 1", recalls, percent, _count, "samples"),
     )
     small = (
         charts.lines(title, [(title, KEPT, _points(lines, name))], say, _count, "samples", from_zero=from_zero)

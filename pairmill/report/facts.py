@@ -59,8 +59,8 @@ def figures(manifest: Manifest, suites: list[SuiteResult], measured: Mapping[str
     if kept is not None:
         found.append(Figure(f"{kept:,}", "samples kept", f"{kept / rows:.1%} of the rows" if rows else ""))
     for suite in suites[:_SUITES_IN_HEADLINE]:
-        note = f"top-1 of {suite.names:,} names, chance\u00a0{percent(suite.chance)}"
-        found.append(Figure(percent(suite.top1), suite.title, note))
+        share, note = suite.headline
+        found.append(Figure(percent(share), suite.title, note))
     seconds = {str(name): float(value) for name, value in (measured.get("seconds") or {}).items()}
     if seconds:
         longest = sorted(seconds, key=lambda name: -seconds[name])[:2]

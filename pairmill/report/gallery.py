@@ -13,7 +13,7 @@ from infra.errors import RunError
 from infra.storage import Folder
 from pairmill.report.pictures import Album, Picture
 from pairmill.report.rows import SEED
-from pairmill.report.wording import NAME_CHARACTERS, label, plain
+from pairmill.report.wording import NAME_CHARACTERS, label, percent, plain
 from shards.sample import IMAGES, split_name
 from shards.tar import scan
 
@@ -45,13 +45,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """What a model reached on one suite, and some of its predictions."""
+    """What a model reached on one suite, and some of its predictions; one without classes has recalls alone."""
 
     title: str
     names: int
     images: int
-    top1: float
-    top5: float
+    top1: float | None
+    top5: float | None
     retrieval: tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
     right: tuple[Prediction, ...]
     wrong: tuple[Prediction, ...]
@@ -63,6 +63,14 @@ class SuiteResult:
         """Top-1 accuracy of blind guessing."""
         return 1 / max(1, self.names)
 
+    @property
+    def headline(self) -> tuple[float, str]:
+        """The one share that tells most of it, and what that is a share of."""
+        if self.top1 is not None:
+            return self.top1, f"top-1 of {self.names:,} names, chance\u00a0{percent(self.chance)}"
+        way, cuts = self.retrieval[0]
+        return cuts[0][1], f"{way} {cuts[0][0]} of {self.images:,} pictures"
+
 
 def gallery(run: Folder, album: Album) -> list[SuiteResult]:
     """Return what is in the run's folder `evaluation`, each with a seeded sample of its predictions."""
@@ -70,7 +78,7 @@ def gallery(run: Folder, album: Album) -> list[SuiteResult]:
     results = []
     for name in folder.names(".json")[:SUITES]:
         content = folder.read_json(name)
-        if isinstance(content, dict) and {"names", "top1", "top5"} <= content.keys():
+        if isinstance(content, dict) and ({"names", "top1", "top5"} <= content.keys() or content.get("retrieval")):
             results.append(_suite(name.removesuffix(".json"), content, album))
     return results
 
@@ -85,12 +93,16 @@ def _suite(name: str, content: Mapping[str, Any], album: Album) -> SuiteResult:
     drawn = [tuple(_prediction(one, pictures, scale, album) for one in kind) for kind in shown]
     recalls = content.get("retrieval") or {}
     return SuiteResult(
-        label(name), int(content["names"]), int(content.get("images", len(predictions))),
-        float(content["top1"]), float(content["top5"]),
+        label(name), int(content.get("names", 0)), int(content.get("images", len(predictions))),
+        _share(content, "top1"), _share(content, "top5"),
         tuple((way.replace("_", " "), tuple((cut, float(value)) for cut, value in found.items()))
               for way, found in recalls.items()),
         drawn[0], drawn[1], len(right), len(wrong),
     )  # fmt: skip
+
+
+def _share(content: Mapping[str, Any], name: str) -> float | None:
+    return float(content[name]) if name in content else None
 
 
 def _sample(predictions: Sequence[dict[str, Any]], stream: int) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from infra.errors import UserError
+from infra.storage import Folder
 from pairmill.report import build
 from shards.layout import RAW
 
@@ -140,6 +141,28 @@ def test_quickstart_figures_are_in_the_headline(finished: Finished, tmp_path: Pa
     assert "2.3 GB" in Path(build(*finished, str(tmp_path / "b.html"))).read_text()
     elsewhere = Path(finished[1]).rename(tmp_path / "held_out" / "run")
     assert "2.3 GB" not in Path(build(finished[0], str(elsewhere), str(tmp_path / "c.html"))).read_text()
+
+
+def test_a_suite_without_classes_is_shown_by_its_recalls(browser: Browser, maker: Any, tmp_path: Path) -> None:
+    """As `pairmill eval` writes it of captions alone, and as a run logs it while it trains."""
+    run = Folder(tmp_path / "run")
+    logged = {"image_to_text_recall@1": 0.25, "text_to_image_recall@1": 0.2, "image_to_text_recall@5": 0.5}
+    lines = [{"step": step, "samples": 64 * step, "loss": 1.0} for step in (1, 2)]
+    more = [{"step": step, "samples": 64 * step, **logged} for step in (1, 2)]
+    run.write("log.jsonl", "".join(json.dumps(line) + "\n" for line in lines + more).encode())
+    ways = {"image_to_text": {"recall@1": 0.31, "recall@5": 0.62}, "text_to_image": {"recall@1": 0.29, "recall@5": 0.6}}
+    result = {"names": 0, "images": 40, "retrieval": ways, "predictions": [], "suite": str(tmp_path / "gone")}
+    (run / "evaluation").write_json("captions.json", result)
+    report = build(maker.plan().folder.url, run.url, str(tmp_path / "report.html"))
+    with opened(browser, report) as page:
+        section = page.locator("section#zero-shot")
+        assert section.locator(".not-yet").count() == section.locator(".meter").count() == 0
+        assert [row.split() for row in section.locator("tr.status").all_inner_texts()] == [
+            ["image", "to", "text", "31%", "62%"],
+            ["text", "to", "image", "29%", "60%"],
+        ]
+        assert "image to text recall@1 of 40 pictures" in page.locator("header").inner_text()
+        assert page.locator("section#training .chart figcaption b").all_inner_texts() == ["Loss", "Recall at 1"]
 
 
 def test_no_corpus_is_a_users_mistake(tmp_path: Path) -> None:

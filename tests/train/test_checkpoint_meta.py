@@ -15,6 +15,7 @@ from infra.storage import Folder
 from train import checkpoint
 from train.checkpoint.layout import begun
 from train.checkpoint.retention import prune
+from train.checkpoint.storage import CheckpointReader
 from train.config import RunConfig
 from train.launch import prepare
 from train.loop import fit, resumed
@@ -145,6 +146,59 @@ def test_a_torn_one_takes_no_sound_one_s_place(done: Path) -> None:
     folder = Folder(done / "checkpoints")
     for step in (3, 4):
         shutil.copytree(newest(done).path, done / "checkpoints" / f"step-{step:08d}")
+    prune(folder, 4, newest=2, torn={3})
+    assert [one.step for one in begun(folder)] == [2, 4]
+
+
+def a_folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def a_loop_instead(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+def unreadable(path: Path) -> None:
+    """A file that opens, and whose bytes are not to be had."""
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(a_folder_instead, "Is a directory"), (unreadable, "Invalid argument")],
+)
+def test_a_file_that_cannot_be_read_makes_a_torn_one(
+    done: Path,
+    make_config: MakeConfig,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path], None],
+    message: str,
+) -> None:
+    damage(Path(newest(done).path) / "meta.json")
+    state = resumed(build(make_config(**TABLES), done), done)
+    assert (state.step, state.torn) == (1, {2})
+    assert f"meta.json: cannot be read: {message}" in caplog.text
+    fit(state, done, lambda: False)
+    assert [one.meta().step for one in checkpoint.saved(done / "checkpoints")] == [1, 2]
+
+
+@pytest.mark.parametrize("damage", [a_folder_instead, a_loop_instead])
+def test_a_file_of_tensors_that_cannot_be_read_is_named(done: Path, damage: Callable[[Path], None]) -> None:
+    one = newest(done)
+    reader, chunk = CheckpointReader(Folder(one.path), one.meta()), one.meta().tensors["random"].chunks[0]
+    damage(Path(one.path) / chunk.file)
+    with pytest.raises(checkpoint.TornCheckpointError, match=rf"{chunk.file}: cannot be read: "):
+        reader.chunk("random", chunk)
+
+
+def test_a_torn_one_may_be_a_folder_where_its_commit_was(done: Path) -> None:
+    folder = Folder(done / "checkpoints")
+    for step in (3, 4):
+        shutil.copytree(newest(done).path, done / "checkpoints" / f"step-{step:08d}")
+    a_folder_instead(done / "checkpoints" / "step-00000003" / "meta.json")
     prune(folder, 4, newest=2, torn={3})
     assert [one.step for one in begun(folder)] == [2, 4]
 

@@ -108,7 +108,9 @@ def test_options_beside_a_name_count() -> None:
 
 def test_an_option_that_does_not_fit_the_named_model_is_a_users_mistake() -> None:
     """A ResNet has no patches."""
-    with pytest.raises(UserError, match=r"model RN-nano: .*patch_dropout is for vision transformers alone"):
+    with pytest.raises(
+        UserError, match=r"^model\.patch_dropout: for vision transformers alone, 'RN-nano' is none; set it to 0$"
+    ):
         create_model(ModelConfig(name="RN-nano", patch_dropout=0.5), 50)
 
 

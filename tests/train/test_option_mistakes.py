@@ -60,6 +60,73 @@ def test_a_length_is_one_step_at_least(tmp_path: Path, make_config: MakeConfig, 
         prepare(make_config(length=length), tmp_path / "run", 1)
 
 
+@pytest.mark.parametrize("objective", ["clip", "captioning"])
+def test_a_temperature_below_the_bound_is_refused(tmp_path: Path, make_config: MakeConfig, objective: str) -> None:
+    """The first step would raise it; SigLIP's has no bound."""
+    tables = {"objective": {"name": objective}, "model": {"temperature": 0.005}}
+    with pytest.raises(
+        UserError, match=r"^model\.temperature: 0\.005, but '\w+' keeps it at 0\.01 or more; take"
+    ) as caught:
+        prepare(make_config(**tables), tmp_path / "run", 1)
+    assert "\n" not in str(caught.value)
+    tables["model"]["temperature"] = 0.01
+    prepare(make_config(**tables), tmp_path / "run", 1)
+    siglip = make_config(objective={"name": "siglip"}, model={"temperature": 0.005, "logit_bias": -10.0})
+    prepare(siglip, tmp_path / "siglip", 1)
+
+
+def test_a_warm_up_longer_than_the_run_is_warned_of(
+    tmp_path: Path, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    for warmup, lines in (("12 steps", 0), ("13 steps", 1)):
+        prepare(make_config(optim={"warmup": warmup}), tmp_path / warmup, 1)
+        assert [record.levelname for record in caplog.records].count("WARNING") == lines
+    assert "optim.warmup: '13 steps' is longer than the run ('12 steps'), so it never" in caplog.text
+
+
+def test_ways_up_and_down_longer_than_the_run_are_refused(tmp_path: Path, make_config: MakeConfig) -> None:
+    optim = {"schedule": "wsd", "warmup": "3 steps", "decay": "9 steps"}
+    prepare(make_config(optim=optim), tmp_path / "fits", 1)
+    with pytest.raises(
+        UserError, match=r"^optim\.decay: '10 steps', with optim\.warmup '3 steps', is longer than the run"
+    ):
+        prepare(make_config(optim=optim | {"decay": "10 steps"}), tmp_path / "run", 1)
+    prepare(make_config(optim=optim | {"decay": "10 steps", "schedule": "cosine"}), tmp_path / "run", 1)
+
+
+TOWER = {"widths": [4, 8], "depths": [1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("tables", "nproc", "message"),
+    [
+        ({"vision": {**TOWER, "statistics_group": 1}}, 1, r"^model\.vision\.statistics_group: .*; take 2 or more$"),
+        ({"name": "RN-nano", "statistics_group": 1}, 1, r"^model\.statistics_group: .*; take 2 or more$"),
+        ({"vision": TOWER}, 16, r"^data\.global_batch_size: .*; 16 samples over 16 ranks .*: take fewer ranks$"),
+    ],
+)
+def test_statistics_of_one_value_are_refused(
+    tmp_path: Path, make_config: MakeConfig, tables: dict[str, Any], nproc: int, message: str
+) -> None:
+    side = 32 if "name" in tables else 16
+    with pytest.raises(UserError, match=message) as caught:
+        prepare(make_config(data={"image_size": side}, model=tables), tmp_path / "run", nproc)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"vision": {**TOWER, "statistics_group": 1, "pool_grid": 2}},
+        {"vision": {}, "vit": {"image_size": 16, "patch_size": 4, "width": 16, "layers": 1, "heads": 2}},
+    ],
+)
+def test_statistics_of_one_sample_may_be_of_many_values(
+    tmp_path: Path, make_config: MakeConfig, tables: dict[str, Any]
+) -> None:
+    prepare(make_config(model=tables), tmp_path / "run", 16)
+
+
 @pytest.mark.parametrize("place", ["a file", "below a file", "not to be written to"])
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("mine")

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from infra.errors import UserError
 from infra.metrics import TRAINING
 from train.config import RunConfig
-from train.flops import card_peak, flops_a_sample, peak_flops
+from train.flops import FlopsBySize, card_peak, flops_a_sample, peak_flops
 from train.launch import prepare
 from train.loop import fit, resumed
 from train.model import create_model
@@ -118,6 +118,35 @@ def test_flops_are_those_of_a_real_pass(make_config: MakeConfig) -> None:
         (features.image.sum() + features.text.sum()).backward()
     assert flops_a_sample(config, 320, 16, 12) == counter.get_total_flops() / 8
     assert flops_a_sample(config, 320, 32, 12) > 2 * flops_a_sample(config, 320, 16, 12)
+
+
+@pytest.mark.parametrize("name", ["ViT-nano", "SigLIP-nano", "RN10-tiny"])
+def test_flops_at_other_lengths_follow_from_three(make_config: MakeConfig, name: str) -> None:
+    """Exactly, where texts are cut to their longest one and where they are put back to the context."""
+    flops = FlopsBySize(make_config(model={"name": name}), 320)
+    expected = {length: flops_a_sample(flops.config, 320, 32, length) for length in range(1, 17)}
+    assert {length: flops(32, length) for length in (7, 9, 8, *range(1, 17))} == expected
+    assert len(set(expected.values())) == (1 if name == "SigLIP-nano" else 16)
+
+
+def test_flops_of_captioning_at_other_lengths_follow_too(make_config: MakeConfig) -> None:
+    config = make_config(objective={"name": "captioning", "decoder_width": 16, "decoder_heads": 2})
+    flops = FlopsBySize(config, 320)
+    for length in (12, 4, 11, 2, 3, 8, 10):
+        assert flops(16, length) == flops_a_sample(config, 320, 16, length)
+    assert flops(32, 12) == flops_a_sample(config, 320, 32, 12)
+
+
+def test_a_lines_utilisation_is_that_of_all_its_steps(tmp_path: Path, make_config: MakeConfig) -> None:
+    """Not of the last batch alone: its side changes on the way."""
+    data = {"early_image_size": 8, "early_share": 0.5, "pad_to": "context"}
+    config = make_config(length="4 steps", data=data, log={"every": "4 steps", "peak_flops": 2e9})
+    prepare(config, tmp_path, 1)
+    state = build(config, tmp_path)
+    fit(state, tmp_path, lambda: False)
+    needed = [flops_a_sample(config, state.data.tokenizer.vocabulary, side, 12) for side in (8, 16)]
+    line = state.metrics
+    assert line["mfu"] == pytest.approx(line["samples_per_s_device"] * sum(needed) / 2 / 2e9)
 
 
 def test_flops_of_captioning_are_those_of_a_real_pass(make_config: MakeConfig) -> None:

@@ -12,7 +12,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -150,14 +151,14 @@ class Saved:
         """Read what it holds.
 
         Raises:
-            TornCheckpointError: `meta.json` is damaged or not whole, or a file is missing or has another size.
+            TornCheckpointError: `meta.json` is damaged or not whole, or a file is missing, has another size or, on a
+                local disk, cannot be read.
         """
         folder = Folder(self.path)
         try:
-            data = folder.read(META)
+            with reading(folder, META, "missing, so the checkpoint was never finished"):
+                data = folder.read(META)
             meta = Meta.model_validate_json(data)
-        except FileNotFoundError:
-            raise TornCheckpointError(f"{folder.path(META)}: missing, so the checkpoint was never finished") from None
         except ValidationError as error:
             what = error.errors()[0]
             where = ".".join(str(part) for part in what["loc"]) or "content"
@@ -172,13 +173,28 @@ class Saved:
         if fault:
             raise TornCheckpointError(f"{folder.path(META)}: damaged: {fault}")
         for name, size in meta.files.items():
-            try:
+            with reading(folder, name):
                 there = folder.size(name)
-            except FileNotFoundError:
-                raise TornCheckpointError(f"{folder.path(name)}: missing") from None
             if there != size:
                 raise TornCheckpointError(f"{folder.path(name)}: {there} bytes where {size} were written")
         return meta
+
+
+@contextmanager
+def reading(folder: Folder, name: str, missing: str = "missing") -> Iterator[None]:
+    """Make a TornCheckpointError of what keeps the block from reading a checkpoint's file.
+
+    On a local disk that is any OSError, such as a bad block; elsewhere only that the file is not there, for an outage
+    must not throw away a sound checkpoint.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise TornCheckpointError(f"{folder.path(name)}: {missing}") from None
+    except OSError as error:
+        if not folder.is_local:
+            raise
+        raise TornCheckpointError(f"{folder.path(name)}: cannot be read: {error.strerror or error}") from None
 
 
 def saved(folder: Folder | str | os.PathLike[str]) -> list[Saved]:

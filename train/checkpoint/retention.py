@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 from infra.logs import log
 from infra.storage import Folder
@@ -41,6 +42,16 @@ def prune(folder: Folder, step: int, newest: int, every: int = 0, torn: Collecti
             continue
         if one.step in faulty:
             log.warning("%s: removed, it is torn and its steps are taken again", one.path)
-        # Its commit first, so that one half removed is none.
-        Folder(one.path).delete(META)
-        Folder(one.path).delete_tree()
+        try:
+            _remove(Folder(one.path))
+        except OSError as error:
+            if one.step not in faulty:
+                raise
+            log.warning("%s: cannot be removed, do it by hand: %s", one.path, error)
+
+
+def _remove(place: Folder) -> None:
+    # Its commit first, so that one half removed is none; of a torn one that may be a folder.
+    if not (place.is_local and Path(place.path(META)).is_dir()):
+        place.delete(META)
+    place.delete_tree()

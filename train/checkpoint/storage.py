@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from infra.storage import TEMPORARY_PREFIX, Folder, full_disk_is_named
-from train.checkpoint.layout import DTYPES, META, PREFIX, Chunk, Meta, TensorEntry, TornCheckpointError
+from train.checkpoint.layout import DTYPES, META, PREFIX, Chunk, Meta, TensorEntry, TornCheckpointError, reading
 
 READ_BYTES = 2**30
 """Bytes of one read; a system call gives no more than twice as many."""
@@ -219,15 +219,13 @@ class CheckpointReader(StorageReader):
         return whole
 
     def chunk(self, name: str, chunk: Chunk) -> Tensor:
-        """Return one chunk of a tensor. Raises TornCheckpointError: missing, short or not what was written."""
+        """Return one chunk of a tensor. Raises TornCheckpointError: missing, unreadable, or not what was written."""
         entry = self.meta.tensors[name]
         start, end = chunk.start, chunk.start + entry.bytes_of(chunk)
         data = bytearray()
-        try:
+        with reading(self.place, chunk.file):
             for first in range(start, end, READ_BYTES):
                 data += self.place.read_range(chunk.file, first, min(first + READ_BYTES, end))
-        except FileNotFoundError:
-            raise TornCheckpointError(f"{self.place.path(chunk.file)}: missing") from None
         if len(data) != end - start or hashlib.sha256(data).hexdigest() != chunk.sha256:
             raise TornCheckpointError(
                 f"{self.place.path(chunk.file)}: bytes {start} to {end}, of {name}, are not those written"
