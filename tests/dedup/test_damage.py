@@ -59,13 +59,6 @@ def test_damaged_signatures_are_made_again(tmp_path: Path) -> None:
     assert path.read_bytes() == whole
 
 
-def test_a_mistake_is_one_wherever_it_is_found(tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path, copies(), 3)
-    config = DedupConfig(keep="source", source_column="nowhere", sources=("web",))
-    with pytest.raises(UserError, match=r"source_column: .* has no column 'nowhere'"):
-        dedup(corpus, config, LOCAL)
-
-
 @pytest.mark.parametrize(
     "options",
     [

@@ -15,7 +15,7 @@ from dedup.run import dedup
 from dedup.signature import SignatureWriter, load
 from dedup.takedown import remove
 from infra.cluster import session
-from infra.errors import RunError
+from infra.errors import RunError, UserError
 from infra.storage import Folder
 from shards.layout import DEDUP, RAW, SIGNATURES, Reason, sample_key
 from shards.writer import committed
@@ -67,7 +67,7 @@ def test_a_take_down_leaves_the_others_their_sources(tmp_path: Path) -> None:
 def test_a_source_that_no_sidecar_has(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path, captioned(["x"] * 4), 8)
     config = DedupConfig(keep="source", source_column="origin", sources=("c",))
-    with pytest.raises(RunError, match=r"source_column: .*00000\.parquet has no column 'origin'"):
+    with pytest.raises(UserError, match=r"source_column: .*00000\.parquet has no column 'origin'"):
         dedup(corpus, config, LOCAL)
     with pytest.raises(ValidationError, match="give all three or none"):
         DedupConfig(keep="source")
