@@ -72,9 +72,13 @@ def test_three_steps_are_those_of_a_reference(tmp_path: Path, make_config: Calla
         "learning_rate": RATE, "weight_decay": DECAY, "beta1": BETAS[0], "beta2": BETAS[1], "epsilon": EPSILON,
         "warmup": f"{WARMUP_STEPS} steps", "clip_norm": CLIP_NORM, "ema": EMA,
     }  # fmt: skip
-    config = make_config(length=f"{TOTAL_STEPS} steps", optim=optim, model={"temperature": 1 / 110})
+    config = make_config(length=f"{TOTAL_STEPS} steps", optim=optim)
     prepare(config, tmp_path, 1)
     state = build(config, tmp_path)
+    assert state.average is not None
+    with torch.no_grad():
+        for scale in (state.model.logit_scale, state.average.average["logit_scale"]):
+            scale.fill_(math.log(110))
     model = copy.deepcopy(state.model)
     reader = iter(state.data)
     batches = [next(reader) for _ in range(STEPS)]
@@ -84,7 +88,6 @@ def test_three_steps_are_those_of_a_reference(tmp_path: Path, make_config: Calla
 
     found = [train_step(state, batch)["gradient_norm"] for batch in batches]
     torch.testing.assert_close(found, norms, rtol=1e-3, atol=0)
-    assert state.average is not None
     for ours, theirs in ((state.model.state_dict(), model.state_dict()), (state.average.average, average)):
         assert ours.keys() == theirs.keys()
         wrong = {name for name, value in theirs.items() if not torch.allclose(ours[name], value, rtol=0, atol=1e-5)}
