@@ -27,6 +27,7 @@ LEAST_OFF_CENTRE = 0.35
 _SIDE_PX = 32
 MOST_CROPPED = 0.05
 """Share of the picture's width or height that may be cut off at a side."""
+_ALL = np.array([0, 0, 1, 1], np.float32)
 LEAST_FILLED = 0.7
 """Share of a label's pixels that differ."""
 _SHARP, _SOFT = 1.0, 2.0
@@ -95,14 +96,16 @@ def ways(first: Thumbnails, second: Thumbnails, most: float) -> Ways:
 def crops(first: Thumbnails, second: Thumbnails, most: float, cropped: int) -> Ways:
     """Tell, as `ways` does, which pairs show the same by a crop of the one alone, `cropped`.
 
-    What is cut off may hardly be seen in small, where both look the same as a whole.
+    What is cut off may hardly be seen in small, where both look the same as a whole. A crop of nothing is none, so that
+    thousands of forms on one sheet are not each looked at once more.
     """
     found = Ways(np.zeros(len(first), np.int8), np.zeros((len(first), 4), np.float32))
     source, copy = (first, second) if cropped == FIRST_CROPPED else (second, first)
     for at in range(0, len(first), _AT_ONCE):
         some = slice(at, at + _AT_ONCE)
         is_copy, found.part[some] = _is_crop(_planes(source[some]), _planes(copy[some]), most)
-        found.way[some] = np.where(is_copy, cropped, NONE)
+        is_less = (found.part[some] != _ALL).any(axis=1)
+        found.way[some] = np.where(is_copy & is_less, cropped, NONE)
     return found
 
 

@@ -90,6 +90,15 @@ def test_a_crop_may_be_found_a_pixel_or_two_off() -> None:
     assert left(form(174), cut, FIRST_CROPPED, part) > MOST
 
 
+def test_a_crop_of_nothing_is_none() -> None:
+    one, other, cut = (
+        thumbnail(encoded(page))[None] for page in (form(137), form(174), form(137).crop((12, 8, 396, 390)))
+    )
+    for cropped in (FIRST_CROPPED, SECOND_CROPPED):
+        assert crops(one, other, CONFIG.confirm_difference, cropped).way[0] == NONE
+    assert crops(one, cut, CONFIG.confirm_difference, FIRST_CROPPED).way[0] == FIRST_CROPPED
+
+
 @pytest.mark.parametrize(("size", "side"), [((90, 400), 64), ((122, 400), 128), ((244, 250), 256), ((900, 700), 256)])
 def test_a_plane_has_no_more_pixels_than_the_picture(size: tuple[int, int], side: int) -> None:
     assert of(Image.new("RGB", size)).shape == (side, side)
